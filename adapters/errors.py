@@ -1,0 +1,63 @@
+"""The kinds of error a user may see. Services raise them; the faces turn a kind into a status or exit code.
+
+A message says what was wrong, the value and the limit, and the way out. Nothing else is promised."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class BianlianError(Exception):
+    """Base of every error meant for a user. `param` names the offending input, `code` is machine-readable."""
+
+    code = "error"
+
+    def __init__(self, message: str, *, param: str | None = None, code: str | None = None):
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.code = code or type(self).code
+
+
+class Invalid(BianlianError):
+    """The input is wrong; sending it again will fail again."""
+
+    code = "invalid_value"
+
+
+class NotFound(BianlianError):
+    code = "not_found"
+
+
+class Conflict(BianlianError):
+    """The input is fine, but not in the present state (in use, already there)."""
+
+    code = "conflict"
+
+
+class Forbidden(BianlianError):
+    code = "forbidden"
+
+
+class Overloaded(BianlianError):
+    """A queue or limit is full; the same request may succeed after `retry_after_s` seconds."""
+
+    code = "overloaded"
+
+    def __init__(self, message: str, *, retry_after_s: float = 1.0, param: str | None = None):
+        super().__init__(message, param=param)
+        self.retry_after_s = retry_after_s
+
+
+class Unavailable(BianlianError):
+    """Not ready yet, or shutting down."""
+
+    code = "unavailable"
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """A hint for error messages: `"; did you mean 'x'?"`, or the known names when none is close."""
+    known = sorted(known)
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    if close:
+        return f"; did you mean '{close[0]}'?"
+    return f"; known: {', '.join(known[:8])}" if known else ""

@@ -1,0 +1,160 @@
+"""AdapterRegistry: what a model id means at this moment, and who is using which version.
+
+Names come from the store on disk and from directories attached at run time. A running request holds a lease
+on its version; when a version's name has moved on and its last lease ends, `on_drained` is told so that the
+bank can free the weights. Thread-safe: leases end on the engine's thread, names move on the server's."""
+
+import threading
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from adapters.errors import Conflict, Invalid, NotFound, nearest
+from adapters.manifest import AdapterVersion, check_name, digest_of, read_manifest
+from adapters.store import AdapterStore
+from adapters.weights import read_config
+
+
+@dataclass
+class Lease:
+    """A running request's hold on a version. `release` may be called more than once."""
+
+    version: AdapterVersion
+    _end: Callable[[AdapterVersion], None]
+    _open: bool = field(default=True)
+
+    def release(self) -> None:
+        if self._open:
+            self._open = False
+            self._end(self.version)
+
+
+class AdapterRegistry:
+    def __init__(self, store: AdapterStore, base_name: str, base_fingerprint: str):
+        self.store = store
+        self.base_name = base_name
+        self.base_fingerprint = base_fingerprint
+        self.on_drained: Callable[[AdapterVersion], None] = lambda version: None
+        self._attached: dict[str, AdapterVersion] = {}
+        self._hidden: set[str] = set()  # names in the store that were unloaded
+        self._leases: Counter[str] = Counter()  # digest → leases
+        self._seen: dict[str, AdapterVersion] = {}  # digest → version that may hold memory
+        self._lock = threading.RLock()
+
+    def versions(self) -> list[AdapterVersion]:
+        """The current version of every adapter made for this base, by name."""
+        with self._lock:
+            names = set(self.store.names()) - self._hidden | set(self._attached)
+            found = [self._current(name) for name in sorted(names)]
+        return [version for version in found if self._fits(version)]
+
+    def resolve(self, model_id: str) -> AdapterVersion:
+        """NotFound for an unknown id, Invalid for an adapter of another base."""
+        name = model_id.partition("@")[0]
+        with self._lock:
+            attached = self._attached.get(name)
+            if attached and model_id in (name, str(attached), f"{name}@latest"):
+                return attached
+            if attached and len(model_id) >= len(name) + 7 and attached.digest.startswith(model_id[len(name) + 1 :]):
+                return attached
+            if name in self._hidden or (not self.store.numbers(name)):
+                known = [self.base_name, *(version.name for version in self.versions())]
+                raise NotFound(
+                    f"model '{model_id}' does not exist{nearest(model_id, known)}",
+                    param="model",
+                    code="model_not_found",
+                )
+            version = self.store.resolve(model_id)
+        self._require_fit(version)
+        return version
+
+    def acquire(self, model_id: str) -> Lease:
+        with self._lock:
+            version = self.resolve(model_id)
+            self._leases[version.digest] += 1
+            self._seen[version.digest] = version
+        return Lease(version, self._release)
+
+    def leases(self, version: AdapterVersion) -> int:
+        return self._leases[version.digest]
+
+    def attach(self, name: str, directory: Path, *, replace: bool = False) -> AdapterVersion:
+        """Serve the PEFT directory under `name`. Conflict when the name is taken, unless `replace`; then
+        running requests keep what they have, and new ones get this."""
+        check_name(name)
+        if name == self.base_name:
+            raise Conflict(f"'{name}' is the base model's name; give the adapter another", param="lora_name")
+        read_config(directory)
+        manifest = read_manifest(directory)
+        digest = digest_of(directory)
+        with self._lock:
+            taken = self._attached.get(name)
+            if not taken and name not in self._hidden and self.store.numbers(name):
+                taken = self.store.current(name)
+            if taken and not replace and taken.digest != digest:
+                raise Conflict(
+                    f"adapter '{name}' is loaded already, from {taken.directory}; unload it first or send load_inplace",
+                    param="lora_name",
+                )
+            if taken and taken.digest == digest:
+                return taken
+            number = max([taken.number if taken else 0, *self.store.numbers(name)]) + 1
+            version = AdapterVersion(name, number, digest, directory, manifest)
+            self._require_fit(version)
+            self._attached[name] = version
+            self._hidden.discard(name)
+            self._seen[digest] = version
+        self.refresh()
+        return version
+
+    def detach(self, name: str) -> AdapterVersion:
+        """Stop offering `name`. Leases go on; the weights are freed with the last of them."""
+        with self._lock:
+            version = self.resolve(name)
+            if self._attached.pop(name, None) is None or self.store.numbers(name):
+                self._hidden.add(name)
+        self.refresh()
+        return version
+
+    def offer(self, name: str) -> None:
+        """Offer again a name in the store that was unloaded."""
+        with self._lock:
+            self._hidden.discard(name)
+
+    def refresh(self) -> None:
+        """Notice names that moved on disk: versions no name or lease needs any more are reported as drained."""
+        with self._lock:
+            wanted = {version.digest for version in self.versions()}
+            drained = [
+                version for digest, version in self._seen.items() if digest not in wanted and not self._leases[digest]
+            ]
+            for version in drained:
+                del self._seen[version.digest]
+        for version in drained:
+            self.on_drained(version)
+
+    def _release(self, version: AdapterVersion) -> None:
+        with self._lock:
+            self._leases[version.digest] -= 1
+            last = not self._leases[version.digest]
+            if last:
+                del self._leases[version.digest]
+        if last:
+            self.refresh()
+
+    def _current(self, name: str) -> AdapterVersion:
+        return self._attached.get(name) or self.store.current(name)
+
+    def _fits(self, version: AdapterVersion) -> bool:
+        manifest = version.manifest
+        return manifest is None or manifest.base_fingerprint == self.base_fingerprint
+
+    def _require_fit(self, version: AdapterVersion) -> None:
+        if not self._fits(version) and version.manifest:
+            raise Invalid(
+                f"{version} was trained on base '{version.manifest.base_name}' "
+                f"({version.manifest.base_fingerprint[:12]}); this server runs '{self.base_name}' "
+                f"({self.base_fingerprint[:12]}). Serve that base or train the adapter on this one",
+                param="model",
+            )

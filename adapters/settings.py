@@ -1,0 +1,100 @@
+"""One Settings object for every command: file `bianlian.toml` < environment `BIANLIAN_*` < command line."""
+
+import os
+import tomllib
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+
+from adapters.errors import Invalid, nearest
+
+CONFIG_FILE = "bianlian.toml"
+ENV_PREFIX = "BIANLIAN_"
+BUNDLED = Path(__file__).parent / "bundled"
+
+Device = Literal["auto", "cpu", "cuda"]
+DType = Literal["auto", "float32", "bfloat16", "float16"]
+Quantization = Literal["none", "8bit", "4bit"]
+
+
+class Settings(BaseSettings):
+    """What an operator may set. `origins` tells where each value that is not a default came from."""
+
+    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, toml_file=CONFIG_FILE, extra="forbid", frozen=True)
+
+    home: Path = Field(default=Path("~/.bianlian"), description="Store, runs and uploads live here.")
+    base: str = Field(default="bianlian-mini", description="Bundled name, directory, or hub id of the base model.")
+    device: Device = "auto"
+    dtype: DType = "auto"
+    quantize: Quantization = "none"
+    adapter: list[str] = Field(default=[], description="NAME=PATH of adapters to serve beside those in the store.")
+    adapter_roots: list[Path] = Field(default=[], description="Directories that adapter paths sent over HTTP may name.")
+    host: str = "127.0.0.1"
+    port: int = Field(default=7860, ge=0, le=65535)
+    max_model_len: int | None = Field(
+        default=None, ge=16, description="Tokens a sequence may have; default: the model's."
+    )
+    kv_cache_memory: float = Field(default=1.0, gt=0, description="GiB for keys and values.")
+    max_batch_tokens: int = Field(default=2048, ge=16, description="Tokens computed in one step.")
+    max_running: int = Field(default=64, ge=1, description="Sequences that run at once.")
+    max_waiting: int = Field(default=1024, ge=1, description="Requests that may wait; more are refused with 429.")
+    adapter_slots: int = Field(default=16, ge=1, description="Adapters on the device at once.")
+    prefix_cache: bool = True
+    api_key: list[str] = []
+    admin_key: str | None = None
+    ui: bool = True
+
+    @property
+    def root(self) -> Path:
+        return self.home.expanduser()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
+
+
+def load_settings(**flags: Any) -> Settings:
+    """Settings from file, environment and `flags` (None means: not given). Raises Invalid on an unknown key
+    or a bad value, naming where it came from."""
+    given = {name: value for name, value in flags.items() if value is not None}
+    for name in _env_names():
+        if name not in Settings.model_fields:
+            raise Invalid(
+                f"unknown setting {ENV_PREFIX}{name.upper()} in the environment{nearest(name, Settings.model_fields)}"
+            )
+    try:
+        return Settings(**given)
+    except tomllib.TOMLDecodeError as error:
+        raise Invalid(f"{CONFIG_FILE}: {error}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            raise Invalid(f"unknown setting '{name}' in {CONFIG_FILE}{nearest(name, Settings.model_fields)}") from error
+        raise Invalid(f"setting '{name}': {first['msg']} (got {first['input']!r})", param=name) from error
+
+
+def origins(settings: Settings, flags: dict[str, Any]) -> dict[str, str]:
+    """Setting name → "flag", "environment", "file" or "default"."""
+    env = set(_env_names())
+    file = set(tomllib.loads(Path(CONFIG_FILE).read_text("utf-8"))) if Path(CONFIG_FILE).is_file() else set()
+
+    def origin(name: str) -> str:
+        if flags.get(name) is not None:
+            return "flag"
+        return "environment" if name in env else "file" if name in file else "default"
+
+    return {name: origin(name) for name in type(settings).model_fields}
+
+
+def _env_names() -> list[str]:
+    return [key[len(ENV_PREFIX) :].lower() for key in os.environ if key.upper().startswith(ENV_PREFIX)]

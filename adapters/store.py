@@ -1,0 +1,172 @@
+"""AdapterStore: versions on disk. `<root>/<name>/<number>/` holds PEFT files and the manifest, and
+`<root>/<name>/current` the number that the bare name means. The disk is the only truth about names, so a
+training process publishes to a running server by renaming a directory and replacing that one small file."""
+
+import os
+import shutil
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+
+from adapters.errors import Conflict, Invalid, NotFound, nearest
+from adapters.manifest import (
+    CONFIG_FILE,
+    MANIFEST_FILE,
+    WEIGHTS_FILE,
+    AdapterVersion,
+    check_name,
+    digest_of,
+    read_manifest,
+)
+from adapters.weights import read_config
+
+CURRENT_FILE = "current"
+_DIGEST_FILE = "digest"  # sha256 written at publishing: hashing a large adapter at every look-up would be slow
+
+
+class AdapterStore:
+    def __init__(self, root: Path):
+        self.root = root
+
+    def publish(self, source: Path, name: str) -> AdapterVersion:
+        """Copy the adapter in `source` in as the next version of `name` and make it current.
+
+        Appears whole or not at all, also to other processes. Weights equal to the current version's make no
+        new version. Raises Invalid or NotFound when `source` is no adapter that can be served."""
+        check_name(name)
+        read_config(source)
+        read_manifest(source)
+        digest = digest_of(source)
+        current = self._current_number(name)
+        if current is not None and (version := self.version(name, current)).digest == digest:
+            return version
+        home = self.root / name
+        home.mkdir(parents=True, exist_ok=True)
+        incoming = Path(tempfile.mkdtemp(prefix=".incoming-", dir=home))
+        try:
+            for file in (CONFIG_FILE, WEIGHTS_FILE, MANIFEST_FILE):
+                if (source / file).is_file():
+                    shutil.copyfile(source / file, incoming / file)
+            (incoming / _DIGEST_FILE).write_text(digest, encoding="ascii")
+            incoming.chmod(0o755)  # mkdtemp makes it private; a server under another user reads it
+            number = self._rename_to_next_number(incoming, name)
+        finally:
+            shutil.rmtree(incoming, ignore_errors=True)  # renamed away unless something failed
+        self.set_current(name, number)
+        return self.version(name, number)
+
+    def names(self) -> list[str]:
+        if not self.root.is_dir():
+            return []
+        return sorted(entry.name for entry in self.root.iterdir() if self._current_number(entry.name) is not None)
+
+    def numbers(self, name: str) -> list[int]:
+        """Version numbers of `name`, ascending; empty when there is no such adapter."""
+        with suppress(FileNotFoundError, NotADirectoryError):
+            return sorted(int(entry.name) for entry in (self.root / name).iterdir() if entry.name.isdigit())
+        return []
+
+    def version(self, name: str, number: int) -> AdapterVersion:
+        directory = self.root / name / str(number)
+        try:
+            digest = (directory / _DIGEST_FILE).read_text(encoding="ascii")
+        except OSError:
+            raise NotFound(
+                f"adapter {name}@{number} does not exist{nearest(f'{name}@{number}', self._all_ids(name))}",
+                param="model",
+            ) from None
+        return AdapterVersion(name, number, digest, directory, read_manifest(directory))
+
+    def current(self, name: str) -> AdapterVersion:
+        number = self._current_number(name)
+        if number is None:
+            raise NotFound(f"adapter '{name}' does not exist{nearest(name, self.names())}", param="model")
+        return self.version(name, number)
+
+    def resolve(self, reference: str) -> AdapterVersion:
+        """`name`, `name@3`, `name@latest` or `name@<digest prefix of at least 6>` → version, else NotFound."""
+        name, at, which = reference.partition("@")
+        if not at:
+            return self.current(name)
+        numbers = self.numbers(name)
+        if not numbers:
+            return self.current(name)  # raises, with a hint
+        if which == "latest":
+            return self.version(name, numbers[-1])
+        if which.isdigit() and int(which) in numbers:
+            return self.version(name, int(which))
+        if len(which) >= 6:
+            for number in reversed(numbers):
+                version = self.version(name, number)
+                if version.digest.startswith(which.lower()):
+                    return version
+        raise NotFound(f"adapter {reference} does not exist{nearest(reference, self._all_ids(name))}", param="model")
+
+    def set_current(self, name: str, number: int) -> AdapterVersion:
+        """Move the name to a version (publish, rollback). Atomic."""
+        version = self.version(name, number)
+        partial = self.root / name / f".current-{os.getpid()}"
+        partial.write_text(str(number), encoding="ascii")
+        partial.replace(self.root / name / CURRENT_FILE)
+        return version
+
+    def rollback(self, name: str) -> AdapterVersion:
+        """Move the name to the version before the current one. Conflict when there is none."""
+        current = self.current(name).number
+        earlier = [number for number in self.numbers(name) if number < current]
+        if not earlier:
+            raise Conflict(f"{name}@{current} is the oldest version; there is nothing to roll back to")
+        return self.set_current(name, earlier[-1])
+
+    def remove(self, reference: str) -> list[AdapterVersion]:
+        """Delete one version (`name@n`) or the whole adapter (`name`). When the current version goes, the name
+        moves to the newest one left. Returns what was deleted."""
+        name, at, _ = reference.partition("@")
+        if at:
+            doomed = [self.resolve(reference)]
+        else:
+            doomed = [self.version(name, number) for number in self.numbers(name)] or [self.current(name)]
+        current = self._current_number(name)
+        left = [number for number in self.numbers(name) if number not in {version.number for version in doomed}]
+        if not left:
+            shutil.rmtree(self.root / name)
+            return doomed
+        if current not in left:
+            self.set_current(name, left[-1])
+        for version in doomed:
+            shutil.rmtree(version.directory)
+        return doomed
+
+    def export(self, reference: str, target: Path) -> AdapterVersion:
+        """Copy a version to `target`, a new directory that plain PEFT loads."""
+        version = self.resolve(reference)
+        if target.exists():
+            raise Conflict(f"{target} exists already; name a new directory")
+        shutil.copytree(version.directory, target, ignore=shutil.ignore_patterns(_DIGEST_FILE))
+        return version
+
+    def verify(self, version: AdapterVersion) -> None:
+        """Raises Invalid when the files are not the ones that were published."""
+        found = digest_of(version.directory)
+        if found != version.digest:
+            raise Invalid(f"{version}: files changed on disk (digest {found[:12]}, published as {version.digest[:12]})")
+
+    def _current_number(self, name: str) -> int | None:
+        try:
+            return int((self.root / name / CURRENT_FILE).read_text(encoding="ascii"))
+        except (OSError, ValueError):
+            return None
+
+    def _all_ids(self, name: str) -> list[str]:
+        return [f"{name}@{number}" for number in self.numbers(name)]
+
+    def _rename_to_next_number(self, incoming: Path, name: str) -> int:
+        while True:
+            number = max(self.numbers(name), default=0) + 1
+            try:
+                incoming.rename(self.root / name / str(number))
+            except OSError:  # another process published this number a moment ago
+                if not (self.root / name / str(number)).exists():
+                    raise
+                continue
+            return number

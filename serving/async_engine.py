@@ -1,0 +1,177 @@
+"""AsyncEngine: the engine on a thread of its own, seen from asyncio.
+
+`submit` gives a TokenStream; leaving the stream's `async with` aborts whatever still runs, so a client that
+goes away frees its blocks within one step. The engine itself is touched by its thread alone: everything else
+reaches it as a call in its inbox, taken between two steps."""
+
+import asyncio
+import logging
+import queue
+import threading
+from collections.abc import AsyncIterator, Callable
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from adapters.errors import Overloaded, Unavailable
+from serving.engine.engine import Engine
+from serving.engine.sequence import FinishReason, Request, TokenDelta
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+class TokenStream:
+    """One request's deltas, in order. Iterate inside `async with`."""
+
+    def __init__(self, engine: "AsyncEngine", request: Request, on_end: Callable[[], None]):
+        self.request = request
+        self._engine = engine
+        self._on_end = on_end
+        self._loop = asyncio.get_running_loop()
+        self._deltas: asyncio.Queue[TokenDelta] = asyncio.Queue()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.abort()
+
+    def __aiter__(self) -> AsyncIterator[TokenDelta]:
+        return self._until_end()
+
+    async def _until_end(self) -> AsyncIterator[TokenDelta]:
+        while True:
+            delta = await self._deltas.get()
+            yield delta
+            if delta.finish_reason:
+                return
+
+    def abort(self) -> None:
+        """Stop the request if it still runs. The stream then ends with FinishReason.ABORT."""
+        self._engine.abort(self.request.id)
+
+    # Called on the engine's thread.
+
+    def _put(self, delta: TokenDelta) -> None:
+        self._loop.call_soon_threadsafe(self._deltas.put_nowait, delta)
+
+    def _ended(self) -> None:
+        self._on_end()
+
+
+class AsyncEngine:
+    def __init__(self, engine: Engine, *, max_waiting: int):
+        self.engine = engine
+        self.max_waiting = max_waiting
+        self.steps = 0
+        self._streams: dict[str, TokenStream] = {}
+        self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._closed = False
+        engine.on_finished = self._on_finished
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop the thread; requests still running end with an error. Blocks until it has stopped."""
+        self._closed = True
+        self._inbox.put(None)
+        if self._thread.is_alive():
+            self._thread.join()
+
+    @property
+    def alive(self) -> bool:
+        return self._thread.is_alive() and not self._closed
+
+    def submit(self, requests: list[Request], on_end: Callable[[], None] = lambda: None) -> list[TokenStream]:
+        """Start requests together, in one step if they fit. `on_end` is called once for each when it has ended,
+        on the engine's thread. Overloaded when too many wait, Unavailable when the engine has stopped."""
+        if not self.alive:
+            raise Unavailable("the server is shutting down; try again in a moment")
+        if len(self._streams) - self.engine.num_running + len(requests) > self.max_waiting:
+            raise Overloaded(f"{self.max_waiting} requests are waiting already; try again later", retry_after_s=2)
+        streams = [TokenStream(self, request, on_end) for request in requests]
+
+        def add() -> None:
+            for stream in streams:
+                self._streams[stream.request.id] = stream
+                self.engine.add(stream.request)
+
+        self._inbox.put(add)
+        return streams
+
+    def abort(self, request_id: str) -> None:
+        self._inbox.put(lambda: self._abort(request_id))
+
+    async def call(self, function: Callable[[], T]) -> T:
+        """Run `function` on the engine's thread, between two steps, and return what it returns."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[T] = loop.create_future()
+
+        def run() -> None:
+            try:
+                result = function()
+            except Exception as error:
+                loop.call_soon_threadsafe(_settle, future, None, error)
+            else:
+                loop.call_soon_threadsafe(_settle, future, result, None)
+
+        self._inbox.put(run)
+        return await future
+
+    def post(self, function: Callable[[], object]) -> None:
+        """Run `function` on the engine's thread before its next step, without waiting for it."""
+        self._inbox.put(lambda: (function(), None)[1])
+
+    # The engine's thread.
+
+    def _run(self) -> None:
+        while self._read_inbox():
+            for delta in self.engine.step():
+                stream = self._streams.get(delta.request_id)
+                if stream is not None:
+                    stream._put(delta)
+                    if delta.finish_reason:
+                        del self._streams[delta.request_id]
+            self.steps += 1
+        for request_id in list(self._streams):
+            self._abort(request_id, FinishReason.ERROR, "the server is shutting down")
+
+    def _read_inbox(self) -> bool:
+        """Take every call that waits; sleep while there is nothing to compute. False when asked to stop."""
+        while True:
+            try:
+                call = self._inbox.get(block=not self.engine.has_work)
+            except queue.Empty:
+                return True
+            if call is None:
+                return False
+            try:
+                call()
+            except Exception:
+                log.exception("a call on the engine's thread failed")
+            if self.engine.has_work and self._inbox.empty():
+                return True
+
+    def _abort(self, request_id: str, reason: FinishReason = FinishReason.ABORT, error: str | None = None) -> None:
+        self.engine.abort(request_id)
+        stream = self._streams.pop(request_id, None)
+        if stream is not None:
+            stream._put(TokenDelta(request_id, "", finish_reason=reason, error=error))
+
+    def _on_finished(self, request_id: str) -> None:
+        stream = self._streams.get(request_id)
+        if stream is not None:
+            stream._ended()
+
+
+def _settle(future: asyncio.Future[Any], result: Any, error: Exception | None) -> None:
+    if future.done():  # the caller was cancelled
+        return
+    if error is not None:
+        future.set_exception(error)
+    else:
+        future.set_result(result)

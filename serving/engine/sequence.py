@@ -1,0 +1,126 @@
+"""The words the engine's parts use with each other: what was asked, how far it is, what came out."""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+# Adapter digests and their strengths, added up; () is the base alone. Everything that decides the keys and
+# values of a token besides the tokens before it.
+AdapterMix = tuple[tuple[str, float], ...]
+
+
+class FinishReason(StrEnum):
+    STOP = "stop"
+    LENGTH = "length"
+    ABORT = "abort"
+    ERROR = "error"
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """Defaults are the model's plain distribution. temperature 0 is greedy."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0  # 0: all
+    min_p: float = 0.0
+    max_tokens: int = 512
+    min_tokens: int = 0
+    stop: tuple[str, ...] = ()
+    stop_token_ids: frozenset[int] = frozenset()
+    ignore_eos: bool = False
+    seed: int = 0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    logprobs: int | None = None  # alternatives to report; 0 reports the chosen token alone
+
+    @property
+    def plain_greedy(self) -> bool:
+        return (
+            self.temperature == 0
+            and self.presence_penalty == 0
+            and self.frequency_penalty == 0
+            and self.repetition_penalty == 1
+            and not self.logit_bias
+            and self.min_tokens == 0
+            and self.logprobs is None
+        )
+
+
+@dataclass(frozen=True)
+class Request:
+    id: str
+    prompt_ids: tuple[int, ...]
+    params: SamplingParams
+    mix: AdapterMix = ()
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class TokenDelta:
+    """What one step added to one request. `text` holds whole characters only and may be empty; the delta with a
+    `finish_reason` is the last. `error` explains FinishReason.ERROR."""
+
+    request_id: str
+    text: str
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
+    finish_reason: FinishReason | None = None
+    cached_tokens: int = 0
+    error: str | None = None
+
+
+@dataclass(eq=False)
+class Sequence:
+    """A request on its way. `tokens` is prompt and output; the first `num_computed` have keys and values."""
+
+    request: Request
+    tokens: list[int] = field(init=False)
+    num_computed: int = 0
+    num_cached: int = 0  # prompt tokens found in the prefix cache at first admission
+    blocks: list[int] = field(default_factory=list)
+    waited_steps: int = 0
+
+    def __post_init__(self) -> None:
+        self.tokens = list(self.request.prompt_ids)
+
+    @property
+    def num_prompt(self) -> int:
+        return len(self.request.prompt_ids)
+
+    @property
+    def num_output(self) -> int:
+        return len(self.tokens) - len(self.request.prompt_ids)
+
+    @property
+    def remaining(self) -> int:
+        """Tokens still without keys and values. 1 while decoding."""
+        return len(self.tokens) - self.num_computed
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """The part of a sequence that one step computes: `count` tokens from `start`."""
+
+    sequence: Sequence
+    start: int
+    count: int
+
+    @property
+    def end(self) -> int:
+        return self.start + self.count
+
+    @property
+    def samples(self) -> bool:
+        """Whether this step yields the sequence's next token."""
+        return self.end == len(self.sequence.tokens)
+
+
+Batch = list[Chunk]

@@ -1,0 +1,130 @@
+"""From corpus files to packed training rows: read, mix by weight, render in ChatML, cut to length.
+
+Everything is decided by the seed, so a run can be resumed at any step by rebuilding the same rows."""
+
+import gzip
+import json
+import random
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from transformers import PreTrainedTokenizerFast
+
+from training.pretrain.tokenizer import END_OF_TEXT, IM_END, IM_START
+
+Stage = Literal["pretrain", "chat"]
+Document = dict[str, Any]  # {"text": str} or {"messages": [{"role", "content"}, ...]}
+
+
+@dataclass(frozen=True)
+class PackedRows:
+    tokens: NDArray[np.uint16]  # (rows, length + 1)
+    learned: NDArray[np.bool_]  # (rows, length + 1): True where the token is a target
+
+
+def read_documents(path: Path) -> Iterator[Document]:
+    opened = gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8")
+    with opened as lines:
+        for line in lines:
+            yield json.loads(line)
+
+
+def find_source(name: str, directories: list[Path]) -> Path:
+    for directory in directories:
+        for suffix in (".jsonl.gz", ".jsonl"):
+            if (directory / (name + suffix)).is_file():
+                return directory / (name + suffix)
+    raise FileNotFoundError(f"no {name}.jsonl(.gz) in {', '.join(map(str, directories))}")
+
+
+def read_mixture(path: Path, stage: Stage) -> dict[str, float]:
+    """Source name → share of the stage's tokens, shares normalised to 1."""
+    shares: dict[str, float] = tomllib.loads(path.read_text(encoding="utf-8"))[stage]
+    total = sum(shares.values())
+    return {name: share / total for name, share in shares.items()}
+
+
+def texts_for_tokenizer(mixture: dict[str, float], directories: list[Path], characters: int) -> Iterator[str]:
+    """Text in the proportions of the mixture, `characters` in all at most."""
+    for name, share in mixture.items():
+        left = int(characters * share)
+        for document in read_documents(find_source(name, directories)):
+            text = document.get("text") or "\n".join(m["content"] for m in document["messages"])
+            yield text[:left]
+            left -= len(text)
+            if left <= 0:
+                break
+
+
+class _Renderer:
+    """Documents → (token ids, learned flags). Chat learns the assistant's words and its end-of-turn token;
+    the pre-training stage learns every token, which also teaches the format."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, stage: Stage):
+        self.tokenizer = tokenizer
+        self.learn_all = stage == "pretrain"
+        self.end_of_text = tokenizer.convert_tokens_to_ids(END_OF_TEXT)
+
+    def render(self, document: Document) -> tuple[list[int], list[bool]]:
+        if "text" in document:
+            ids = [*self._encode(document["text"]), self.end_of_text]
+            return ids, [True] * len(ids)
+        ids, learned = [], []
+        for message in document["messages"]:
+            head = self._encode(f"{IM_START}{message['role']}\n")
+            body = self._encode(message["content"] + IM_END)
+            tail = self._encode("\n")
+            spoken = self.learn_all or message["role"] == "assistant"
+            ids += head + body + tail
+            learned += [self.learn_all] * len(head) + [spoken] * len(body) + [self.learn_all] * len(tail)
+        return ids, learned
+
+    def _encode(self, text: str) -> list[int]:
+        return list(self.tokenizer.encode(text, add_special_tokens=False))
+
+
+def _endless(path: Path, rng: random.Random) -> Iterator[Document]:
+    documents = list(read_documents(path))
+    while True:
+        rng.shuffle(documents)
+        yield from documents
+
+
+def pack(
+    mixture: dict[str, float],
+    directories: list[Path],
+    tokenizer: PreTrainedTokenizerFast,
+    stage: Stage,
+    *,
+    rows: int,
+    length: int,
+    seed: int,
+) -> PackedRows:
+    """`rows` rows of `length` + 1 tokens. Sources are drawn so that token shares follow the mixture; every
+    row begins at the start of a document, and what a document has beyond the row's end opens no other row
+    in the chat stage (a reply without its question would teach noise) but continues in pre-training."""
+    rng = random.Random(seed)
+    sources = {name: _endless(find_source(name, directories), random.Random(f"{seed}/{name}")) for name in mixture}
+    spent = dict.fromkeys(mixture, 0)
+    renderer = _Renderer(tokenizer, stage)
+    row_tokens, row_learned = [], []
+    ids: list[int] = []
+    learned: list[bool] = []
+    while len(row_tokens) < rows:
+        # The source furthest behind its share comes next; a little noise keeps rows from looking alike.
+        name = min(mixture, key=lambda n: spent[n] / mixture[n] * rng.uniform(0.9, 1.1))
+        new_ids, new_learned = renderer.render(next(sources[name]))
+        spent[name] += len(new_ids)
+        ids += new_ids
+        learned += new_learned
+        while len(ids) > length and len(row_tokens) < rows:
+            row_tokens.append(np.array(ids[: length + 1], dtype=np.uint16))
+            row_learned.append(np.array(learned[: length + 1], dtype=np.bool_))
+            ids, learned = ([], []) if stage == "chat" else (ids[length:], learned[length:])
+    order = np.random.default_rng(seed).permutation(rows)
+    return PackedRows(np.stack(row_tokens)[order], np.stack(row_learned)[order])
