@@ -23,7 +23,7 @@ T = TypeVar("T")
 class TokenStream:
     """One request's deltas, in order. Iterate inside `async with`."""
 
-    def __init__(self, engine: "AsyncEngine", request: Request, on_end: Callable[[], None]):
+    def __init__(self, engine: "AsyncEngine", request: Request, on_end: Callable[[str], None]):
         self.request = request
         self._engine = engine
         self._on_end = on_end
@@ -58,7 +58,7 @@ class TokenStream:
         self._loop.call_soon_threadsafe(self._deltas.put_nowait, delta)
 
     def _ended(self) -> None:
-        self._on_end()
+        self._on_end(self.request.id)
 
 
 class AsyncEngine:
@@ -86,9 +86,9 @@ class AsyncEngine:
     def alive(self) -> bool:
         return self._thread.is_alive() and not self._closed
 
-    def submit(self, requests: list[Request], on_end: Callable[[], None] = lambda: None) -> list[TokenStream]:
-        """Start requests together, in one step if they fit. `on_end` is called once for each when it has ended,
-        on the engine's thread. Overloaded when too many wait, Unavailable when the engine has stopped."""
+    def submit(self, requests: list[Request], on_end: Callable[[str], None] = lambda _: None) -> list[TokenStream]:
+        """Start requests together, in one step if they fit. `on_end` gets each one's id when it has ended, on the
+        engine's thread. Overloaded when too many wait, Unavailable when the engine has stopped."""
         if not self.alive:
             raise Unavailable("the server is shutting down; try again in a moment")
         if len(self._streams) - self.engine.num_running + len(requests) > self.max_waiting:
@@ -155,6 +155,11 @@ class AsyncEngine:
                 log.exception("a call on the engine's thread failed")
             if self.engine.has_work and self._inbox.empty():
                 return True
+
+    def abort_using(self, digest: str) -> None:
+        """End every request on an adapter with an error that says why. Engine's thread."""
+        for request_id in self.engine.requests_using(digest):
+            self._abort(request_id, FinishReason.ERROR, "the adapter was unloaded by force while answering")
 
     def _abort(self, request_id: str, reason: FinishReason = FinishReason.ABORT, error: str | None = None) -> None:
         self.engine.abort(request_id)

@@ -73,6 +73,22 @@ class Engine:
         if request_id in self._requests:
             self._finish(request_id)
 
+    def requests_using(self, digest: str) -> list[str]:
+        """Ids of the requests, running or waiting, that an adapter takes part in."""
+        return [
+            request_id
+            for request_id, running in self._requests.items()
+            if any(used == digest for used, _ in running.sequence.request.mix)
+        ]
+
+    def forget_adapter(self, digest: str) -> int:
+        """Free an adapter's weights and cached blocks; returns the bytes of weights freed. Does nothing while a
+        request still needs it (its name was loaded again in the meantime)."""
+        if self.requests_using(digest):
+            return 0
+        self.pool.forget_adapter(digest)
+        return self.bank.free(digest)
+
     @property
     def has_work(self) -> bool:
         return bool(self._requests)

@@ -1,0 +1,37 @@
+"""Fixtures shared by all tests: one random base on disk, and four adapters of different rank and targets."""
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+
+import pytest
+
+from tests import tiny
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.save_base(tmp_path_factory.mktemp("base") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def tiny_adapters(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("adapters")
+    return {
+        "r2": tiny.save_adapter(root / "r2", tiny_base, rank=2, seed=1),
+        "r4": tiny.save_adapter(root / "r4", tiny_base, rank=4, seed=2, targets=["q_proj", "down_proj"]),
+        "r8": tiny.save_adapter(root / "r8", tiny_base, rank=8, seed=3, use_rslora=True),
+        "r16": tiny.save_adapter(
+            root / "r16", tiny_base, rank=16, seed=4, rank_pattern={"v_proj": 3}, alpha_pattern={"0.mlp.up_proj": 5}
+        ),
+    }
+
+
+@pytest.fixture(autouse=True)
+def no_ambient_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests neither read a developer's settings nor write to their home."""
+    for key in [key for key in os.environ if key.startswith("BIANLIAN_")]:
+        monkeypatch.delenv(key)
+    monkeypatch.setenv("BIANLIAN_HOME", str(tmp_path / "home"))
