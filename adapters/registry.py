@@ -79,6 +79,10 @@ class AdapterRegistry:
     def leases(self, version: AdapterVersion) -> int:
         return self._leases[version.digest]
 
+    @property
+    def total_leases(self) -> int:
+        return self._leases.total()
+
     def attach(self, name: str, directory: Path, *, replace: bool = False) -> AdapterVersion:
         """Serve the PEFT directory under `name`. Conflict when the name is taken, unless `replace`; then
         running requests keep what they have, and new ones get this."""

@@ -50,6 +50,10 @@ class Settings(BaseSettings):
     def root(self) -> Path:
         return self.home.expanduser()
 
+    @property
+    def store(self) -> Path:
+        return self.root / "store"
+
     @classmethod
     def settings_customise_sources(
         cls,

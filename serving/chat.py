@@ -7,6 +7,7 @@ import uuid
 from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -109,10 +110,25 @@ class ChatService:
             for (turn, leases, _), stream in zip(prepared, streams, strict=True)
         ]
 
+    def default_params(self) -> SamplingParams:
+        """Sampling as the base's authors advise (generation_config.json); what they leave open is plain."""
+        advised = self.base.model.generation_config
+        names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+        return SamplingParams(**{name: value for name in names if (value := getattr(advised, name, None)) is not None})
+
     def prompt_text(self, turn: Turn) -> str:
         """What the model is given for this turn, special tokens spelled out."""
         versions = [self.registry.resolve(name) for name, _ in self._wanted(turn)]
         return self.renderer.prompt_text(self._messages(turn, versions))
+
+    async def load(self, name: str, directory: Path, *, replace: bool = False) -> AdapterVersion:
+        """Offer the PEFT directory under `name`, its weights already in memory. Raises what is wrong with it; then
+        nothing has changed."""
+        bank = self.engine.engine.bank
+        await asyncio.to_thread(bank.check, directory)
+        version = self.registry.attach(name, directory, replace=replace)
+        await asyncio.to_thread(bank.warm, version)
+        return version
 
     async def unload(self, name: str, *, force: bool = False) -> int:
         """Stop offering an adapter and free its memory; returns the bytes freed. Conflict when requests are running

@@ -270,11 +270,7 @@ def _special_tokens(renderer: ChatRenderer) -> list[str]:
 def _learns_to_stop(row: TrainingRow, stop_token_ids: frozenset[int]) -> bool:
     """Whether every learned stretch of the row ends with a token that stops generation."""
     following = [*row.labels[1:], NOT_LEARNED]
-    lasts = [
-        label
-        for label, after in zip(row.labels, following, strict=True)
-        if label != NOT_LEARNED and after == NOT_LEARNED
-    ]
+    lasts = [a for a, b in zip(row.labels, following, strict=True) if a != NOT_LEARNED and b == NOT_LEARNED]
     return bool(lasts) and all(label in stop_token_ids for label in lasts)
 
 

@@ -559,9 +559,7 @@ def _example(
         if message["role"] == "assistant":
             learn.append(spoken_to and weight is not False)
         elif weight:
-            raise RowError(
-                f"{field}[{number}]", f"a {message['role']} turn cannot be learned; only assistant turns can"
-            )
+            raise RowError(f"{field}[{number}]", f"a {message['role']} turn cannot be learned; assistant turns can")
         else:
             learn.append(False)
         if message["role"] == "system" and number > 1:

@@ -7,6 +7,7 @@ versions are the registry's business."""
 import threading
 from collections import OrderedDict
 from collections.abc import Collection
+from pathlib import Path
 
 import torch
 
@@ -48,6 +49,10 @@ class AdapterBank:
             with self._lock:
                 weights = self._host.setdefault(version.digest, weights)
         return weights
+
+    def check(self, directory: Path) -> None:
+        """Read an adapter only to see whether it fits. Raises Invalid or NotFound. Blocks; any thread."""
+        read_adapter(directory, self._shapes, self._dtype, _HOST)
 
     def status(self, digest: str) -> str:
         """ "active" (on the device), "warm" (in host memory) or "cold" (on disk)."""

@@ -1,0 +1,92 @@
+"""`bianlian adapters ...`: the store from the command line."""
+
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Reference = Annotated[str, typer.Argument(help="NAME, NAME@3, NAME@latest or NAME@DIGEST.")]
+
+
+def register(cli: typer.Typer) -> None:
+    """Add the `adapters` command group."""
+    group = typer.Typer(no_args_is_help=True, help="Versions of adapters in the store.")
+    for command in (list_, show, import_, export, rollback, remove, verify):
+        group.command(name=command.__name__.rstrip("_"))(command)
+    cli.add_typer(group, name="adapters")
+
+
+def list_() -> None:
+    """All adapters: current version, base, size."""
+    from rich.console import Console
+    from rich.table import Table
+
+    store = _store()
+    table = Table("name", "version", "digest", "base", "size", "created", box=None, header_style="bold")
+    for name in store.names():
+        version = store.current(name)
+        manifest = version.manifest
+        size = sum(file.stat().st_size for file in version.directory.iterdir())
+        table.add_row(
+            name,
+            f"{version.number} of {len(store.numbers(name))}",
+            version.digest[:12],
+            manifest.base_name if manifest else "?",
+            f"{size / 2**20:.1f} MiB",
+            _when(manifest.created) if manifest else "?",
+        )
+    Console().print(table if table.row_count else "no adapters yet; `bianlian train` makes one")
+
+
+def show(reference: Reference) -> None:
+    """One version's manifest, and where it is."""
+    version = _store().resolve(reference)
+    typer.echo(f"{version}  sha256 {version.digest}\n{version.directory}")
+    typer.echo(version.manifest.model_dump_json(indent=2) if version.manifest else "plain PEFT files, no manifest")
+
+
+def import_(
+    path: Annotated[Path, typer.Argument(help="A PEFT adapter directory.")],
+    name: Annotated[str, typer.Option(help="Name to publish it under.")],
+) -> None:
+    """Publish a PEFT directory as the next version of NAME."""
+    typer.echo(f"published {_store().publish(path, name)}")
+
+
+def export(reference: Reference, target: Annotated[Path, typer.Argument(help="A directory that does not exist yet.")]) -> None:
+    """Copy a version out; plain PEFT loads the result."""
+    typer.echo(f"{_store().export(reference, target)} → {target}")
+
+
+def rollback(name: str) -> None:
+    """Make the version before the current one current again. A running server notices at once."""
+    typer.echo(f"{name} is now {_store().rollback(name)}")
+
+
+def remove(
+    reference: Reference, yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False
+) -> None:
+    """Delete one version (NAME@n) or a whole adapter (NAME)."""
+    if not yes:
+        typer.confirm(f"delete {reference}?", abort=True)
+    typer.echo("deleted " + ", ".join(map(str, _store().remove(reference))))
+
+
+def verify(reference: Reference) -> None:
+    """Check that the files are the ones that were published."""
+    store = _store()
+    version = store.resolve(reference)
+    store.verify(version)
+    typer.echo(f"{version} is intact ({version.digest[:12]})")
+
+
+def _store():  # type: ignore[no-untyped-def]  # the import is what --help must not pay for
+    from adapters.settings import load_settings
+    from adapters.store import AdapterStore
+
+    return AdapterStore(load_settings().store)
+
+
+def _when(moment: datetime) -> str:
+    return moment.astimezone().strftime("%Y-%m-%d %H:%M")

@@ -1,0 +1,222 @@
+"""The composition root: builds each service once from Settings, mounts the faces, and is the command line.
+
+Only this file knows all packages. Heavy imports happen inside the commands that need them, so that
+`bianlian COMMAND --help` answers at once."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+import adapters.cli
+import training.cli
+from adapters.errors import BianlianError, Invalid, Unavailable
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+    from adapters.base_model import BaseModel
+    from adapters.registry import AdapterRegistry
+    from adapters.settings import Settings
+    from serving.async_engine import AsyncEngine
+    from serving.chat import ChatService
+
+STORE_POLL_S = 1.0  # how soon the memory of a version replaced on disk is freed; new requests see it at once
+GRACE_S = 10  # what running answers get to finish when the server is stopped
+
+cli = typer.Typer(no_args_is_help=True, add_completion=False, help="One base model, many faces.")
+
+
+@dataclass
+class Services:
+    """Everything that runs, built once."""
+
+    settings: Settings
+    base: BaseModel
+    registry: AdapterRegistry
+    engine: AsyncEngine
+    chat: ChatService
+
+    def close(self) -> None:
+        self.engine.close()
+
+
+def build_services(settings: Settings, base: BaseModel | None = None) -> Services:
+    """Load the base and start the engine. Raises BianlianError for a base or adapter that cannot be served."""
+    from adapters.base_model import load_base
+    from adapters.registry import AdapterRegistry
+    from adapters.renderer import ChatRenderer
+    from adapters.samples import offer_samples
+    from adapters.store import AdapterStore
+    from serving.async_engine import AsyncEngine
+    from serving.chat import ChatService
+    from serving.engine.engine import Engine
+
+    named = [_named_path(text) for text in settings.adapter]
+    base = base or load_base(
+        settings.base, device=settings.device, dtype=settings.dtype, quantize=settings.quantize
+    )
+    store = AdapterStore(settings.store)
+    offer_samples(store, base.fingerprint)
+    registry = AdapterRegistry(store, base.name, base.fingerprint)
+    engine = AsyncEngine(Engine(base, settings), max_waiting=settings.max_waiting)
+    chat = ChatService(base, registry, engine, ChatRenderer(base.tokenizer, base.stop_token_ids))
+    for name, path in named:
+        engine.engine.bank.check(path)
+        engine.engine.bank.warm(registry.attach(name, path, replace=True))
+    engine.start()
+    return Services(settings, base, registry, engine, chat)
+
+
+def build_app(services: Services) -> FastAPI:
+    """The HTTP application: API, then the UI at `/` unless it is off."""
+    import time
+
+    from fastapi import Depends, FastAPI
+    from starlette.exceptions import HTTPException
+
+    from serving.api.auth import Keys
+    from serving.api.compare import compare_router
+    from serving.api.completions import completions_router
+    from serving.api.errors import install_error_handlers
+    from serving.api.models import models_router
+    from serving.api.operations import operations_router
+
+    settings, chat = services.settings, services.chat
+    keys = Keys(settings)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        import asyncio
+
+        async def watch_store() -> None:
+            while True:
+                await asyncio.sleep(STORE_POLL_S)
+                await asyncio.to_thread(services.registry.refresh)
+
+        watcher = asyncio.create_task(watch_store())
+        try:
+            yield
+        finally:
+            watcher.cancel()
+            await asyncio.to_thread(services.close)
+
+    app = FastAPI(title="Bianlian", docs_url=None, redoc_url=None, lifespan=lifespan)
+    install_error_handlers(app)
+    user = [Depends(keys.require_user)]
+    app.include_router(completions_router(chat), dependencies=user)
+    app.include_router(compare_router(chat), dependencies=user)
+    app.include_router(models_router(chat, settings, keys, int(time.time())), dependencies=user)
+    app.include_router(operations_router(chat))
+
+    # The UI is mounted at "/" and would answer unknown API paths in its own way.
+    @app.api_route("/v1/{path:path}", methods=["GET", "POST", "PUT", "PATCH", "DELETE"], include_in_schema=False)
+    async def unknown(path: str) -> None:
+        raise HTTPException(404, f"there is no endpoint /v1/{path} for this method")
+
+    if settings.ui:
+        from serving.ui import build_ui, mount_ui
+
+        app = mount_ui(app, build_ui(chat, settings), settings)
+    return app
+
+
+def run_server(services: Services) -> None:
+    """Serve until interrupted; running answers get GRACE_S seconds to finish."""
+    import socket
+
+    import uvicorn
+
+    settings = services.settings
+    app = build_app(services)
+    config = uvicorn.Config(
+        app, host=settings.host, port=settings.port, log_level="warning", timeout_graceful_shutdown=GRACE_S
+    )
+    try:
+        listening = socket.create_server((settings.host, settings.port), reuse_port=False)
+    except OSError as error:
+        services.close()
+        raise Unavailable(f"cannot listen on {settings.host}:{settings.port}: {error.strerror}; choose another --port") from error
+    host, port = listening.getsockname()[:2]
+    typer.echo(f"Bianlian serves {services.base.name} on http://{host}:{port}  (API at /v1, Ctrl-C stops)")
+    with suppress(KeyboardInterrupt):
+        uvicorn.Server(config).run(sockets=[listening])
+
+
+def _named_path(text: str) -> tuple[str, Path]:
+    name, equals, path = text.partition("=")
+    if not equals or not name or not path:
+        raise Invalid(f"--adapter takes NAME=PATH, not '{text}'", param="adapter")
+    return name, Path(path).expanduser()
+
+
+def _require_key_beyond_loopback(settings: Settings) -> None:
+    if settings.host not in ("127.0.0.1", "localhost", "::1") and not (settings.api_key or settings.admin_key):
+        raise Invalid(
+            f"host {settings.host} is reachable from other machines; set --api-key and --admin-key first", param="host"
+        )
+
+
+@cli.command()
+def serve(
+    base: Annotated[str | None, typer.Option(help="Bundled name, directory or hub id.")] = None,
+    quantize: Annotated[str | None, typer.Option(help="none, 8bit or 4bit.")] = None,
+    adapter: Annotated[list[str] | None, typer.Option(help="NAME=PATH of a PEFT directory; repeat for several.")] = None,
+    adapter_root: Annotated[list[Path] | None, typer.Option(help="Directory that adapter paths sent over HTTP may name.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16.")] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on [127.0.0.1].")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on [7860].")] = None,
+    max_model_len: Annotated[int | None, typer.Option(help="Tokens a conversation may have.")] = None,
+    kv_cache_memory: Annotated[float | None, typer.Option(help="GiB for keys and values.")] = None,
+    max_batch_tokens: Annotated[int | None, typer.Option(help="Tokens computed in one step.")] = None,
+    adapter_slots: Annotated[int | None, typer.Option(help="Adapters on the device at once.")] = None,
+    api_key: Annotated[list[str] | None, typer.Option(help="Key that callers must send; repeat for several.")] = None,
+    admin_key: Annotated[str | None, typer.Option(help="Key for loading and unloading adapters.")] = None,
+    no_ui: Annotated[bool, typer.Option("--no-ui", help="API only.")] = False,
+) -> None:
+    """Serve the base and its adapters: UI at /, OpenAI-compatible API at /v1."""
+    from adapters.settings import load_settings
+
+    settings = load_settings(
+        base=base,
+        quantize=quantize,
+        adapter=adapter,
+        adapter_roots=adapter_root,
+        device=device,
+        dtype=dtype,
+        host=host,
+        port=port,
+        max_model_len=max_model_len,
+        kv_cache_memory=kv_cache_memory,
+        max_batch_tokens=max_batch_tokens,
+        adapter_slots=adapter_slots,
+        api_key=api_key,
+        admin_key=admin_key,
+        ui=False if no_ui else None,
+    )
+    _require_key_beyond_loopback(settings)
+    run_server(build_services(settings))
+
+
+adapters.cli.register(cli)
+training.cli.register(cli)
+
+
+def main() -> None:
+    """Entry point: a BianlianError is one line and exit code 2 (1 when the fault is not the input's)."""
+    try:
+        cli(standalone_mode=True)
+    except BianlianError as error:
+        typer.echo(f"bianlian: {error.message}", err=True)
+        sys.exit(1 if isinstance(error, Unavailable) else 2)
+
+
+if __name__ == "__main__":
+    main()

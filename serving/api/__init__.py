@@ -1,0 +1,1 @@
+"""The HTTP face: OpenAI's endpoints and ours. Rules live in the services; here is only the wire format."""

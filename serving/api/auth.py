@@ -1,0 +1,43 @@
+"""Who may call: user keys for answers, the admin key for everything. Without any key configured, anyone who
+reaches the port (which then is on this machine only)."""
+
+import hmac
+
+from fastapi import Request
+from starlette.exceptions import HTTPException
+
+from adapters.errors import Forbidden
+from adapters.settings import Settings
+
+
+class Keys:
+    def __init__(self, settings: Settings):
+        self._user = settings.api_key
+        self._admin = [settings.admin_key] if settings.admin_key else []
+
+    @property
+    def configured(self) -> bool:
+        return bool(self._user or self._admin)
+
+    async def require_user(self, request: Request) -> None:
+        if self.configured and not _known(_bearer(request), [*self._user, *self._admin]):
+            raise HTTPException(401, "missing or wrong API key; send it as 'Authorization: Bearer KEY'")
+
+    async def require_admin(self, request: Request) -> None:
+        await self.require_user(request)
+        if self.configured and not _known(_bearer(request), self._admin):
+            raise Forbidden("this needs the admin key", code="admin_required")
+
+    def accepts(self, key: str) -> bool:
+        return _known(key, [*self._user, *self._admin])
+
+
+def _bearer(request: Request) -> str:
+    scheme, _, key = request.headers.get("authorization", "").partition(" ")
+    return key.strip() if scheme.lower() == "bearer" else ""
+
+
+def _known(key: str, keys: list[str]) -> bool:
+    """Compares with every key, in constant time, so that timing tells nothing."""
+    matches = [hmac.compare_digest(key.encode(), known.encode()) for known in keys]
+    return any(matches)

@@ -1,0 +1,84 @@
+"""GET /v1/models, and loading and unloading adapters by path (vLLM's endpoints)."""
+
+from pathlib import Path
+from typing import Any
+
+from fastapi import APIRouter, Depends, Response
+from fastapi.responses import JSONResponse, PlainTextResponse
+
+from adapters.errors import Forbidden, NotFound
+from adapters.manifest import AdapterVersion
+from adapters.settings import Settings
+from serving.api.auth import Keys
+from serving.api.schemas import LoadAdapterRequest, UnloadAdapterRequest
+from serving.chat import BASE_ALIAS, ChatService
+
+
+def models_router(chat: ChatService, settings: Settings, keys: Keys, started: int) -> APIRouter:
+    router = APIRouter()
+
+    def base_card() -> dict[str, Any]:
+        return {
+            "id": chat.base.name,
+            "object": "model",
+            "created": started,
+            "owned_by": "bianlian",
+            "root": chat.base.name,
+            "parent": None,
+            "max_model_len": chat.engine.engine.max_model_len,
+            "digest": chat.base.fingerprint,
+            "status": "active",
+        }
+
+    def adapter_card(version: AdapterVersion, model_id: str) -> dict[str, Any]:
+        created = int(version.manifest.created.timestamp()) if version.manifest else started
+        return {
+            "id": model_id,
+            "object": "model",
+            "created": created,
+            "owned_by": "bianlian",
+            "root": str(version),
+            "parent": chat.base.name,
+            "max_model_len": chat.engine.engine.max_model_len,
+            "version": version.number,
+            "digest": version.digest,
+            "status": chat.engine.engine.bank.status(version.digest),
+        }
+
+    @router.get("/v1/models")
+    async def list_models() -> dict[str, Any]:
+        adapters = [adapter_card(version, version.name) for version in chat.registry.versions()]
+        return {"object": "list", "data": [base_card(), *adapters]}
+
+    @router.get("/v1/models/{model_id:path}")
+    async def get_model(model_id: str) -> dict[str, Any]:
+        if model_id in (chat.base.name, BASE_ALIAS):
+            return base_card()
+        return adapter_card(chat.registry.resolve(model_id), model_id)
+
+    @router.post("/v1/load_lora_adapter", dependencies=[Depends(keys.require_admin)])
+    async def load_lora_adapter(body: LoadAdapterRequest) -> Response:
+        version = await chat.load(body.lora_name, _allowed(body.lora_path, settings), replace=body.load_inplace)
+        return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' loaded as {version}.")
+
+    @router.post("/v1/unload_lora_adapter", dependencies=[Depends(keys.require_admin)])
+    async def unload_lora_adapter(body: UnloadAdapterRequest) -> Response:
+        freed = await chat.unload(body.lora_name, force=body.force)
+        message = f"Success: LoRA adapter '{body.lora_name}' unloaded."
+        return JSONResponse({"message": message, "bytes_freed": freed})
+
+    return router
+
+
+def _allowed(text: str, settings: Settings) -> Path:
+    """The path, if it lies under a configured root once links are resolved; else Forbidden."""
+    if "\0" in text:
+        raise NotFound("no adapter directory at a path with a null character", param="lora_path")
+    path = Path(text).expanduser().resolve()
+    roots = [root.expanduser().resolve() for root in [settings.root, *settings.adapter_roots]]
+    if not any(path.is_relative_to(root) for root in roots):
+        raise Forbidden(
+            f"'{text}' is outside the directories adapters may be loaded from; start the server with --adapter-root DIR",
+            param="lora_path",
+        )
+    return path

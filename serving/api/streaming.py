@@ -1,0 +1,54 @@
+"""What the streaming endpoints share: the SSE response, and giving up when the client has gone."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Coroutine
+from typing import Any, TypeVar
+
+from fastapi import Request
+from sse_starlette import EventSourceResponse, ServerSentEvent
+
+T = TypeVar("T")
+
+KEEP_ALIVE_S = 15
+# A client that accepts nothing for this long is gone; its stream ends and its blocks are freed.
+STALLED_AFTER_S = 60.0
+
+
+def event_stream(events: AsyncIterator[dict[str, Any]], headers: dict[str, str]) -> EventSourceResponse:
+    """Each dict as one `data:` event, then `[DONE]`. An error after the first byte is sent as an event too: the
+    status line has gone out, and a cut connection would look like a network fault."""
+
+    async def lines() -> AsyncIterator[str]:
+        async for event in events:
+            yield json.dumps(event, ensure_ascii=False)
+        yield "[DONE]"
+
+    return EventSourceResponse(
+        lines(),
+        sep="\n",
+        ping=KEEP_ALIVE_S,
+        ping_message_factory=lambda: ServerSentEvent(comment="keep-alive", sep="\n"),
+        send_timeout=STALLED_AFTER_S,
+        headers=headers,
+    )
+
+
+async def unless_disconnected(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """Await `work`, but cancel it when the client goes away: an answer nobody reads is not computed."""
+    task = asyncio.ensure_future(work)
+    watcher = asyncio.ensure_future(_disconnected(request))
+    try:
+        await asyncio.wait({task, watcher}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            task.cancel()
+        return await task
+    finally:
+        watcher.cancel()
+
+
+async def _disconnected(request: Request) -> None:
+    while True:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            return

@@ -1,0 +1,49 @@
+"""A real server for tests: uvicorn on a free port, in a thread, over real services."""
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import openai
+import uvicorn
+
+from app import Services, build_app, build_services
+from adapters.settings import Settings
+
+
+@dataclass
+class RunningServer:
+    url: str
+    services: Services
+
+    def client(self) -> openai.OpenAI:
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key="unused", max_retries=0)
+
+    def assert_nothing_held(self) -> None:
+        """Within a few seconds every block and lease of ended requests is free."""
+        engine = self.services.engine.engine
+        deadline = time.monotonic() + 10
+        while time.monotonic() < deadline and (engine.has_work or self.services.registry.total_leases):
+            time.sleep(0.02)
+        assert engine.pool.num_used == 0
+        assert not engine.has_work
+        assert self.services.registry.total_leases == 0
+
+
+@contextmanager
+def running_server(settings: Settings) -> Iterator[RunningServer]:
+    services = build_services(settings)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        server = uvicorn.Server(uvicorn.Config(build_app(services), log_level="warning", timeout_graceful_shutdown=2))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+        thread.start()
+        try:
+            while not server.started:
+                time.sleep(0.01)
+            yield RunningServer(f"http://127.0.0.1:{listening.getsockname()[1]}", services)
+        finally:
+            server.should_exit = True
+            thread.join(timeout=30)
