@@ -99,15 +99,15 @@ def train_command(
         )
     finished = _run(config, resume, settings.root, settings.device, console)
     if finished.state == "cancelled":
-        console.print(finished.message)
+        console.print(finished.message, highlight=False, soft_wrap=True)
         raise typer.Exit(130)
     _print_result(console, finished)
 
 
 def _run(config: TrainConfig | None, resume: str | None, root: Path, device: Device, console: Console) -> "Finished":
     with _watching(console) as watcher:
-        with console.status("starting"):
-            from training.run import resume_run, start_run
+        from training.run import resume_run, start_run
+
         if config is None:
             assert resume is not None
             return resume_run(resume, root, device=device, watcher=watcher)
@@ -138,6 +138,7 @@ def check_command(
     )
     console = Console()
     with console.status("reading"):
+        _silence_libraries()
         from training.run import read_dataset
 
         report = read_dataset(config).report
@@ -156,7 +157,9 @@ def _watching(console: Console) -> "Iterator[Watcher]":
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
 
-    from training.run import Watcher
+    with console.status("starting"):
+        _silence_libraries()
+        from training.run import Watcher
 
     bar = Bar(
         TextColumn("{task.description}"),
@@ -186,6 +189,19 @@ def _watching(console: Console) -> "Iterator[Watcher]":
         yield Watcher(on_stage, on_start, on_step)
 
 
+def _silence_libraries() -> None:
+    """Their loading bars and deprecation notes would tear our lines apart; what matters is raised, not logged."""
+    import logging
+    import warnings
+
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning)
+
+
 def _starts_a_tenth(step: int, steps: int) -> bool:
     return step * 10 // steps != (step - 1) * 10 // steps
 
@@ -208,10 +224,10 @@ def _print_result(console: Console, finished: "Finished") -> None:
     assert record is not None
     if record.base_val_loss is not None and record.tuned_val_loss is not None:
         console.print(
-            f"validation loss: base {record.base_val_loss:.3f} → tuned {record.tuned_val_loss:.3f} nats a learned token",
+            f"validation loss: base {record.base_val_loss:.3f}, tuned {record.tuned_val_loss:.3f} nats a learned token",
             highlight=False,
         )
-    console.print(finished.message, highlight=False)
+    console.print(finished.message, highlight=False, soft_wrap=True)
 
 
 def _main() -> None:

@@ -27,6 +27,7 @@ from training.trainer import (
     Trained,
     add_adapter,
     last_checkpoint,
+    pick_targets,
     save_adapter,
     train,
     validation_loss,
@@ -134,7 +135,9 @@ def read_dataset(config: TrainConfig) -> Dataset:
 
 
 def _load(config: TrainConfig, device: Device) -> BaseModel:
-    return load_base(config.base, device=device, quantize="4bit" if config.method == "qlora" else "none")
+    base = load_base(config.base, device=device, quantize="4bit" if config.method == "qlora" else "none")
+    pick_targets(base, config.targets)  # refuses unknown ones before a run exists
+    return base
 
 
 class _Run:

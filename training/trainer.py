@@ -5,6 +5,7 @@ This is the only file that imports trl, peft or datasets."""
 
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from torch.utils.data import Sampler
 from transformers import TrainerCallback, set_seed
+from transformers.trainer_callback import PrinterCallback
+from transformers.utils import logging
 from trl import SFTConfig, SFTTrainer
 
 from adapters.base_model import BaseModel
@@ -111,8 +114,29 @@ def train(
 ) -> Trained:
     """Train `model` in place. Blocks. Leaves the last checkpoints under `checkpoints`; when `cancelled` becomes true,
     saves one more and returns. From a checkpoint it goes on exactly as if it had never stopped."""
+    reporter = _Reporter(on_step, cancelled)
+    with _quiet():
+        trainer = _Trainer(
+            model=model,
+            args=_arguments(base, config, plan, checkpoints),
+            train_dataset=_table(rows),
+            processing_class=base.tokenizer,
+            callbacks=[reporter],
+        )
+        trainer.pop_callback(PrinterCallback)
+        reporter.tokens_seen = lambda: trainer.tokens_seen
+        output = trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
+    return Trained(
+        steps=output.global_step,
+        epochs=float(trainer.state.epoch or 0.0),
+        train_loss=reporter.mean_loss,
+        finished=output.global_step >= trainer.state.max_steps,
+    )
+
+
+def _arguments(base: BaseModel, config: TrainConfig, plan: Plan, checkpoints: Path) -> SFTConfig:
     on_cuda = base.device.type == "cuda"
-    args = SFTConfig(
+    return SFTConfig(
         output_dir=str(checkpoints),
         num_train_epochs=config.epochs,
         per_device_train_batch_size=plan.micro_batch_size,
@@ -141,24 +165,6 @@ def train(
         report_to="none",
         eval_strategy="no",
     )
-    reporter = _Reporter(on_step, cancelled)
-    trainer = _Trainer(
-        model=model,
-        args=args,
-        train_dataset=_table(rows),
-        processing_class=base.tokenizer,
-        callbacks=[reporter],
-    )
-    trainer.pop_callback(_printing_callback())
-    reporter.tokens_seen = lambda: trainer.tokens_seen
-    with _quiet():
-        output = trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
-    return Trained(
-        steps=output.global_step,
-        epochs=float(trainer.state.epoch or 0.0),
-        train_loss=reporter.mean_loss,
-        finished=output.global_step >= trainer.state.max_steps,
-    )
 
 
 def last_checkpoint(checkpoints: Path) -> tuple[Path, int] | None:
@@ -173,12 +179,6 @@ def last_checkpoint(checkpoints: Path) -> tuple[Path, int] | None:
 
 def _table(rows: Sequence[TrainingRow]) -> TokenTable:
     return TokenTable.from_dict({"input_ids": [row.input_ids for row in rows], "labels": [row.labels for row in rows]})
-
-
-def _printing_callback() -> type[TrainerCallback]:
-    from transformers.trainer_callback import PrinterCallback
-
-    return PrinterCallback
 
 
 class _Trainer(SFTTrainer):
@@ -299,13 +299,14 @@ class _Reporter(TrainerCallback):
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """transformers says at every start that tokenizer and model now agree on the pad token; nobody needs it."""
-    from transformers.utils import logging
-
+    """transformers says at every start that tokenizer and model now agree on the pad token, and that TRL uses names
+    which will go in its next major version."""
     level = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
     finally:
         logging.set_verbosity(level)
 

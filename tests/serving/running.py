@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import openai
 import uvicorn
 
-from app import Services, build_app, build_services
 from adapters.settings import Settings
+from app import Services, build_app, build_services
 
 
 @dataclass

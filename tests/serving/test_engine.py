@@ -14,7 +14,7 @@ from adapters.manifest import AdapterVersion, digest_of
 from adapters.settings import Settings
 from serving.engine.engine import Engine
 from serving.engine.kernels import reference
-from serving.engine.sequence import FinishReason, Request, SamplingParams, TokenDelta
+from serving.engine.sequence import Request, SamplingParams, TokenDelta
 
 NEW_TOKENS = 12
 
@@ -28,7 +28,9 @@ def build_engine(base: Path, **settings: object) -> Engine:
     return Engine(load_base(str(base), device="cpu", dtype="float32"), Settings(**options))
 
 
-def request(request_id: str, prompt: list[int], *, mix: tuple[tuple[str, float], ...] = (), **params: object) -> Request:
+def request(
+    request_id: str, prompt: list[int], *, mix: tuple[tuple[str, float], ...] = (), **params: object
+) -> Request:
     chosen = {"temperature": 0.0, "max_tokens": NEW_TOKENS, "ignore_eos": True, **params}
     return Request(request_id, tuple(prompt), SamplingParams(**chosen), mix)
 

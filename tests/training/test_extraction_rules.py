@@ -136,9 +136,7 @@ def test_reply_is_paired_with_the_line_before_it() -> None:
 
 def test_persona_other_than_wukong() -> None:
     text = "宝玉道：“妹妹这几天来做诗没有？”黛玉道：“自结社以后没大作。”"
-    assert texts(paired(text, persona="林黛玉", aliases=DAIYU)) == [
-        ("妹妹这几天来做诗没有？", "自结社以后没大作。")
-    ]
+    assert texts(paired(text, persona="林黛玉", aliases=DAIYU)) == [("妹妹这几天来做诗没有？", "自结社以后没大作。")]
 
 
 def test_no_pair_across_a_chapter_heading() -> None:

@@ -1,0 +1,160 @@
+"""The Chat tab: one model, one conversation. The page itself holds the conversation; the server keeps nothing."""
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import gradio as gr
+
+from adapters.errors import BianlianError
+from adapters.renderer import Message
+from serving.chat import ChatService
+from serving.compare import Lane, compare
+from serving.ui.models import first_adapter, manifest_of, picker, refreshed
+from serving.ui.sampling import params_from, sampling_drawer
+from serving.ui.texts import Language, language_of, questions, say, t
+from serving.ui.turns import Bubble, Running, bubbles_of, conversation, followable, stats_line, with_answer
+
+Update = Any  # what a handler gives a component: its value, or gr.update(...)
+
+
+def chat_tab(chat: ChatService, page: gr.Blocks) -> None:
+    running = Running()
+    with gr.Row():
+        model = picker(chat, first_adapter(chat), "chat-model")
+        system = gr.Textbox(
+            label=t("system"), placeholder=t("system_default"), lines=1, max_lines=6, scale=5, elem_id="chat-system"
+        )
+    log = gr.Chatbot(
+        show_label=False,
+        height="46vh",
+        min_height=260,
+        buttons=["copy", "copy_all"],
+        layout="bubble",
+        elem_id="chat-log",
+    )
+    stats = gr.HTML(elem_id="chat-stats", min_height=24)
+    with gr.Row(equal_height=True):
+        question = gr.Textbox(
+            show_label=False,
+            container=False,
+            placeholder=t("question_hint"),
+            lines=1,
+            max_lines=6,
+            scale=8,
+            min_width=200,
+            label=t("question"),
+            autofocus=True,
+            elem_id="chat-question",
+        )
+        send = gr.Button(t("send_button"), variant="primary", scale=1, min_width=90, elem_id="chat-send")
+        stop = gr.Button(t("stop_button"), variant="stop", visible=False, scale=1, min_width=90, elem_id="chat-stop")
+    with gr.Row():
+        again = gr.Button(t("regenerate"), size="sm", min_width=80)
+        undo = gr.Button(t("undo_button"), size="sm", min_width=80)
+        clear = gr.Button(t("clear_button"), size="sm", min_width=80)
+    with gr.Accordion(t("sampling"), open=False):
+        drawer = sampling_drawer(chat)
+        seed = gr.Number(None, label=t("seed"), info=t("seed_chat_info"), precision=0)
+
+    async def answer(
+        messages: list[Message], model: str, system: str, values: list[Any], language: Language, session: str
+    ) -> AsyncIterator[list[Update]]:
+        """Stream the reply to `messages`, whose last is the question: [log, stats, question, *buttons]."""
+        *drawn, seed = values
+        asked = bubbles_of(messages)
+        try:
+            params, max_tokens = params_from(chat, (*drawn,), seed)
+            lane = Lane(model, system=system.strip() or None)
+            comparison = await compare(chat, [lane], [messages], params, max_tokens=max_tokens)
+        except BianlianError as error:
+            gr.Warning(error.message)
+            yield [bubbles_of(messages[:-1]), "", messages[-1]["content"], *_idle()]
+            return
+        progress = comparison.lanes[0]
+        yield [asked, stats_line(progress, language), "", *_busy()]
+        async for grown in running.follow(session, comparison):
+            if grown:
+                yield [with_answer(asked, progress), stats_line(progress, language), *[gr.skip()] * 6]
+            else:
+                yield [gr.skip()] * 8
+        yield [with_answer(asked, progress), stats_line(progress, language), gr.skip(), *_idle()]
+
+    async def ask(
+        request: gr.Request, question: str, log: list[Bubble], model: str, system: str, *values: Any
+    ) -> AsyncIterator[list[Update]]:
+        language = language_of(request)
+        if not question.strip():
+            gr.Warning(say(language, "nothing"))
+            yield [gr.skip()] * 8
+            return
+        messages = [*followable(conversation(log)), Message(role="user", content=question)]
+        async for update in answer(messages, model, system, list(values), language, request.session_hash):
+            yield update
+
+    async def ask_again(
+        request: gr.Request, log: list[Bubble], model: str, system: str, *values: Any
+    ) -> AsyncIterator[list[Update]]:
+        messages = conversation(log)
+        if messages and messages[-1]["role"] == "assistant":
+            messages.pop()
+        language = language_of(request)
+        if not messages:
+            gr.Warning(say(language, "nothing"))
+            yield [gr.skip()] * 8
+            return
+        async for update in answer(messages, model, system, list(values), language, request.session_hash):
+            yield update
+
+    def take_back(log: list[Bubble]) -> list[Update]:
+        """Without the last question and its reply; the question returns to its box."""
+        messages = conversation(log)
+        if messages and messages[-1]["role"] == "assistant":
+            messages.pop()
+        last = messages.pop()["content"] if messages else ""
+        return [bubbles_of(messages), "", last]
+
+    def meet(request: gr.Request, model: str) -> list[Update]:
+        """The chosen persona's own prompt as a hint, its greeting and its sample questions."""
+        language = language_of(request)
+        manifest = manifest_of(chat, model)
+        card = manifest.card if manifest else None
+        greeting = (card and card.greeting) or say(language, "greeting", name=(card and card.title) or model)
+        samples = (card and card.samples) or questions(language)
+        hint = (manifest and manifest.system_prompt) or t("system_default")
+        return [
+            gr.Chatbot(placeholder=f"### {greeting}", examples=[{"text": text} for text in samples[:4]]),
+            gr.Textbox(placeholder=hint),
+        ]
+
+    def pick_sample(chosen: gr.SelectData) -> str:
+        return str(chosen.value["text"])
+
+    def refresh(request: gr.Request, model: str) -> gr.Dropdown:
+        return refreshed(chat, model, language_of(request))
+
+    def halt(request: gr.Request) -> None:
+        running.stop(request.session_hash)
+
+    outputs = [log, stats, question, send, stop, again, undo, clear]
+    settings = [model, system, *drawer, seed]
+    quiet = {"api_visibility": "private", "show_progress": "hidden"}
+    gr.on([send.click, question.submit], ask, [question, log, *settings], outputs, **quiet)
+    log.example_select(pick_sample, None, question, **quiet).then(ask, [question, log, *settings], outputs, **quiet)
+    again.click(ask_again, [log, *settings], outputs, **quiet)
+    stop.click(halt, None, None, queue=False, **quiet)
+    undo.click(take_back, log, [log, stats, question], **quiet)
+    clear.click(lambda: ([], ""), None, [log, stats], **quiet)
+    model.change(meet, model, [log, system], **quiet)
+    gr.on([page.load, model.focus], refresh, model, model, **quiet)
+    page.load(meet, model, [log, system], **quiet)
+
+
+def _busy() -> list[Update]:
+    """[send, stop, regenerate, undo, clear] while an answer runs."""
+    waits = [gr.Button(interactive=False) for _ in range(3)]
+    return [gr.Button(visible=False), gr.Button(visible=True), *waits]
+
+
+def _idle() -> list[Update]:
+    ready = [gr.Button(interactive=True) for _ in range(3)]
+    return [gr.Button(visible=True), gr.Button(visible=False), *ready]

@@ -1,0 +1,84 @@
+"""Names and leases: what a model id means, and when a version's memory may go."""
+
+from pathlib import Path
+
+import pytest
+
+from adapters.errors import Conflict, Invalid, NotFound
+from adapters.manifest import AdapterManifest, AdapterVersion
+from adapters.registry import AdapterRegistry
+from adapters.store import AdapterStore
+from tests import tiny
+
+
+@pytest.fixture
+def drained() -> list[AdapterVersion]:
+    return []
+
+
+@pytest.fixture
+def registry(tmp_path: Path, drained: list[AdapterVersion]) -> AdapterRegistry:
+    registry = AdapterRegistry(AdapterStore(tmp_path / "store"), "tiny", "f" * 64)
+    registry.on_drained = drained.append
+    return registry
+
+
+def test_a_replaced_version_is_drained_with_its_last_lease(
+    registry: AdapterRegistry, tiny_adapters: dict[str, Path], drained: list[AdapterVersion]
+) -> None:
+    old = registry.store.publish(tiny_adapters["r2"], "face")
+    leases = [registry.acquire("face") for _ in range(2)]
+    registry.store.publish(tiny_adapters["r4"], "face")
+    registry.refresh()
+    leases[0].release()
+    leases[0].release()  # a second time changes nothing
+    assert drained == [] and registry.leases(old) == 1
+    leases[1].release()
+    assert drained == [old] and registry.total_leases == 0
+
+
+def test_rolling_back_to_a_version_keeps_it(
+    registry: AdapterRegistry, tiny_adapters: dict[str, Path], drained: list[AdapterVersion]
+) -> None:
+    first = registry.store.publish(tiny_adapters["r2"], "face")
+    lease = registry.acquire("face")
+    second = registry.store.publish(tiny_adapters["r4"], "face")
+    registry.acquire("face").release()
+    registry.store.rollback("face")
+    lease.release()
+    registry.refresh()
+    assert drained == [second] and registry.resolve("face") == first
+
+
+def test_a_name_attached_at_run_time_hides_the_store_until_detached(
+    registry: AdapterRegistry, tiny_adapters: dict[str, Path]
+) -> None:
+    registry.store.publish(tiny_adapters["r2"], "face")
+    with pytest.raises(Conflict, match="loaded already"):
+        registry.attach("face", tiny_adapters["r4"])
+    attached = registry.attach("face", tiny_adapters["r4"], replace=True)
+    assert attached.number == 2 and registry.resolve("face") == registry.resolve("face@2") == attached
+    assert registry.resolve("face@1").number == 1
+    registry.detach("face")
+    assert registry.versions() == []
+    with pytest.raises(NotFound):
+        registry.acquire("face")
+
+
+def test_an_adapter_of_another_base_is_not_offered_and_says_whose_it_is(
+    registry: AdapterRegistry, tiny_adapters: dict[str, Path], tmp_path: Path
+) -> None:
+    foreign = tiny.copy(tiny_adapters["r2"], tmp_path / "foreign")
+    AdapterManifest(name="face", base_name="other", base_fingerprint="0" * 64, template_hash="").write(foreign)
+    registry.store.publish(foreign, "face")
+    assert registry.versions() == []
+    with pytest.raises(Invalid, match="trained on base 'other'"):
+        registry.acquire("face")
+    with pytest.raises(Invalid, match="trained on base 'other'"):
+        registry.attach("other-name", foreign)
+    assert registry.total_leases == 0
+
+
+def test_the_base_name_cannot_be_taken(registry: AdapterRegistry, tiny_adapters: dict[str, Path]) -> None:
+    with pytest.raises(Conflict, match="base model's name"):
+        registry.attach("tiny", tiny_adapters["r2"])
