@@ -30,6 +30,10 @@ if TYPE_CHECKING:
 STORE_POLL_S = 1.0  # how soon the memory of a version replaced on disk is freed; new requests see it at once
 GRACE_S = 10  # what running answers get to finish when the server is stopped
 
+DEMO_PERSONA = "wukong"
+DEMO_QUESTIONS = ("你是谁？", "我今天心情不好。", "你会什么本领？")
+DEMO_SEED = 7
+
 cli = typer.Typer(no_args_is_help=True, add_completion=False, help="One base model, many faces.")
 
 
@@ -59,9 +63,7 @@ def build_services(settings: Settings, base: BaseModel | None = None) -> Service
     from serving.engine.engine import Engine
 
     named = [_named_path(text) for text in settings.adapter]
-    base = base or load_base(
-        settings.base, device=settings.device, dtype=settings.dtype, quantize=settings.quantize
-    )
+    base = base or load_base(settings.base, device=settings.device, dtype=settings.dtype, quantize=settings.quantize)
     store = AdapterStore(settings.store)
     offer_samples(store, base.fingerprint)
     registry = AdapterRegistry(store, base.name, base.fingerprint)
@@ -142,7 +144,9 @@ def run_server(services: Services) -> None:
         listening = socket.create_server((settings.host, settings.port), reuse_port=False)
     except OSError as error:
         services.close()
-        raise Unavailable(f"cannot listen on {settings.host}:{settings.port}: {error.strerror}; choose another --port") from error
+        raise Unavailable(
+            f"cannot listen on {settings.host}:{settings.port}: {error.strerror}; choose another --port"
+        ) from error
     host, port = listening.getsockname()[:2]
     typer.echo(f"Bianlian serves {services.base.name} on http://{host}:{port}  (API at /v1, Ctrl-C stops)")
     with suppress(KeyboardInterrupt):
@@ -167,8 +171,12 @@ def _require_key_beyond_loopback(settings: Settings) -> None:
 def serve(
     base: Annotated[str | None, typer.Option(help="Bundled name, directory or hub id.")] = None,
     quantize: Annotated[str | None, typer.Option(help="none, 8bit or 4bit.")] = None,
-    adapter: Annotated[list[str] | None, typer.Option(help="NAME=PATH of a PEFT directory; repeat for several.")] = None,
-    adapter_root: Annotated[list[Path] | None, typer.Option(help="Directory that adapter paths sent over HTTP may name.")] = None,
+    adapter: Annotated[
+        list[str] | None, typer.Option(help="NAME=PATH of a PEFT directory; repeat for several.")
+    ] = None,
+    adapter_root: Annotated[
+        list[Path] | None, typer.Option(help="Directory that adapter paths sent over HTTP may name.")
+    ] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
     dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16.")] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on [127.0.0.1].")] = None,
@@ -203,6 +211,62 @@ def serve(
     )
     _require_key_beyond_loopback(settings)
     run_server(build_services(settings))
+
+
+@cli.command()
+def demo(
+    exit_after: Annotated[bool, typer.Option("--exit", help="Stop after printing the answers.")] = False,
+    port: Annotated[int | None, typer.Option(help="Port to listen on [7860].")] = None,
+) -> None:
+    """Base and persona answer the same questions side by side; then UI and API are served."""
+    import asyncio
+
+    from adapters.base_model import load_base
+    from adapters.samples import shipped_samples
+    from adapters.settings import load_settings
+    from adapters.store import AdapterStore
+
+    settings = load_settings(port=port)
+    base = load_base(device=settings.device, dtype=settings.dtype)
+    store = AdapterStore(settings.store)
+    shipped = {directory.name for directory in shipped_samples(base.fingerprint)}
+    if DEMO_PERSONA not in shipped and not store.numbers(DEMO_PERSONA):
+        from training.cli import train_with_progress
+        from training.samples import sample_config
+
+        typer.echo(f"training the sample persona '{DEMO_PERSONA}' on {base.name}; this happens once")
+        train_with_progress(sample_config(DEMO_PERSONA), settings.root)
+    services = build_services(settings, base)
+    try:
+        asyncio.run(_print_side_by_side(services.chat))
+    except BaseException:
+        services.close()
+        raise
+    if exit_after:
+        services.close()
+    else:
+        run_server(services)
+
+
+async def _print_side_by_side(chat: ChatService) -> None:
+    """The demo's table: one row a question, both answers from one batch with the same dice."""
+    from dataclasses import replace
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from serving.compare import Lane, compare
+
+    lanes = [Lane(chat.base.name), Lane(DEMO_PERSONA)]
+    table = Table("question", *(lane.model for lane in lanes), show_lines=True, expand=True)
+    params = replace(chat.default_params(), seed=DEMO_SEED)
+    for question in DEMO_QUESTIONS:
+        asked = [[{"role": "user", "content": question}]] * len(lanes)
+        async with await compare(chat, lanes, asked, params, max_tokens=96) as running:
+            async for _ in running:
+                pass
+            table.add_row(question, *(lane.text.strip() for lane in running.lanes))
+    Console().print(table)
 
 
 adapters.cli.register(cli)

@@ -200,4 +200,4 @@ def _keep_4bit_portable(model: nn.Module) -> None:
     # gradients and wrong dequantised weights, without a word.
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
+            setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010 (no such attribute on nn.Module)

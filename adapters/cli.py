@@ -2,9 +2,12 @@
 
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from adapters.store import AdapterStore
 
 Reference = Annotated[str, typer.Argument(help="NAME, NAME@3, NAME@latest or NAME@DIGEST.")]
 
@@ -54,7 +57,9 @@ def import_(
     typer.echo(f"published {_store().publish(path, name)}")
 
 
-def export(reference: Reference, target: Annotated[Path, typer.Argument(help="A directory that does not exist yet.")]) -> None:
+def export(
+    reference: Reference, target: Annotated[Path, typer.Argument(help="A directory that does not exist yet.")]
+) -> None:
     """Copy a version out; plain PEFT loads the result."""
     typer.echo(f"{_store().export(reference, target)} → {target}")
 
@@ -64,9 +69,7 @@ def rollback(name: str) -> None:
     typer.echo(f"{name} is now {_store().rollback(name)}")
 
 
-def remove(
-    reference: Reference, yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False
-) -> None:
+def remove(reference: Reference, yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False) -> None:
     """Delete one version (NAME@n) or a whole adapter (NAME)."""
     if not yes:
         typer.confirm(f"delete {reference}?", abort=True)
@@ -81,8 +84,8 @@ def verify(reference: Reference) -> None:
     typer.echo(f"{version} is intact ({version.digest[:12]})")
 
 
-def _store():  # type: ignore[no-untyped-def]  # the import is what --help must not pay for
-    from adapters.settings import load_settings
+def _store() -> "AdapterStore":
+    from adapters.settings import load_settings  # here, because --help must not pay for them
     from adapters.store import AdapterStore
 
     return AdapterStore(load_settings().store)

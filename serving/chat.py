@@ -137,7 +137,7 @@ class ChatService:
         running = self.registry.leases(version)
         if running and not force:
             raise Conflict(
-                f"{version} is answering {running} request{'s' if running > 1 else ''}; wait for them or send force=true"
+                f"{version} is answering {running} request{'s' if running > 1 else ''}; wait or send force=true"
             )
         bank = self.engine.engine.bank
         freed = bank.nbytes(version.digest)
@@ -168,7 +168,7 @@ class ChatService:
             wanted = [(turn.model, turn.scale)]
         for name, scale in wanted:
             if not -MAX_SCALE <= scale <= MAX_SCALE:
-                raise Invalid(f"strength of '{name}' is {scale}; it must be from -{MAX_SCALE} to {MAX_SCALE}", param="lora")
+                raise Invalid(f"strength of '{name}' is {scale}; it must be within ±{MAX_SCALE}", param="lora")
         return wanted
 
     def _request(self, turn: Turn, leases: list[tuple[Lease, float]]) -> Request:

@@ -78,7 +78,7 @@ def _allowed(text: str, settings: Settings) -> Path:
     roots = [root.expanduser().resolve() for root in [settings.root, *settings.adapter_roots]]
     if not any(path.is_relative_to(root) for root in roots):
         raise Forbidden(
-            f"'{text}' is outside the directories adapters may be loaded from; start the server with --adapter-root DIR",
+            f"'{text}' is outside the directories adapters may be loaded from; start with --adapter-root DIR",
             param="lora_path",
         )
     return path

@@ -54,7 +54,7 @@ class Engine:
         """The number of tokens a request may generate. Invalid when its prompt leaves room for none."""
         if num_prompt >= self.max_model_len:
             raise Invalid(
-                f"the prompt has {num_prompt} tokens, and the model takes {self.max_model_len} in all, prompt and answer; "
+                f"the prompt has {num_prompt} tokens, the model takes {self.max_model_len}, prompt and answer; "
                 "shorten the conversation",
                 param="messages",
                 code="context_length_exceeded",
@@ -167,7 +167,7 @@ class Engine:
         if blocks * BLOCK_SIZE < self.max_model_len:
             needed = per_block * -(-self.max_model_len // BLOCK_SIZE) / 2**30
             raise Invalid(
-                f"kv_cache_memory is {settings.kv_cache_memory} GiB, but one sequence of {self.max_model_len} tokens needs "
+                f"kv_cache_memory is {settings.kv_cache_memory} GiB, a sequence of {self.max_model_len} tokens needs "
                 f"{needed:.2f} GiB; raise --kv-cache-memory or lower --max-model-len",
                 param="kv_cache_memory",
             )

@@ -166,8 +166,8 @@ class ModelRunner:
             raise Invalid(f"base '{self.base.name}' cannot run in this engine: {error}", param="base") from error
         if set(probe.shapes) != set(range(layers)):
             raise Invalid(
-                f"base '{self.base.name}' ({model.config.model_type}) has {layers} layers, but only {len(probe.shapes)} use "
-                "attention that the engine can replace; choose a model of plain attention layers",
+                f"base '{self.base.name}' ({model.config.model_type}) has {layers} layers; only {len(probe.shapes)} "
+                "use attention that the engine can replace; choose a model of plain attention layers",
                 param="base",
             )
         return [probe.shapes[layer] for layer in range(layers)]

@@ -64,7 +64,7 @@ def chat_tab(chat: ChatService, page: gr.Blocks) -> None:
         asked = bubbles_of(messages)
         try:
             params, max_tokens = params_from(chat, (*drawn,), seed)
-            lane = Lane(model, system=system.strip() or None)
+            lane = Lane(model, system=(system or "").strip() or None)
             comparison = await compare(chat, [lane], [messages], params, max_tokens=max_tokens)
         except BianlianError as error:
             gr.Warning(error.message)

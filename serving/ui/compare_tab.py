@@ -83,7 +83,7 @@ def compare_tab(chat: ChatService, page: gr.Blocks) -> None:
         asked_lanes, conversations = [], []
         for number in range(count):
             model, strength, system, log = rest[number * per_lane : (number + 1) * per_lane]
-            asked_lanes.append(Lane(model, float(strength), system.strip() or None))
+            asked_lanes.append(Lane(model, float(strength), (system or "").strip() or None))
             conversations.append([*followable(conversation(log)), Message(role="user", content=question)])
         try:
             params, max_tokens = params_from(chat, drawn, seed)

@@ -241,9 +241,7 @@ def _last_break(narration: str) -> _Turn | None:
 
 _VERB = "[道曰云说問问叫答喝骂嚷喊呼告奏报禀称言声教令]"
 _ANNOUNCES = re.compile(rf"(?:{_VERB}[道着了声]?[：:；]|(?:道|说|问|答|喊)[，,]|[道叫喝]声?)\s*$")
-_FOLLOWS = re.compile(
-    rf"^[ ，,]*([^。！？：“”「」\n]{{1,12}}?[道说问答喊叫][道着]?)(?:[。，,！]|$)(?!\s*{_VERB})"
-)
+_FOLLOWS = re.compile(rf"^[ ，,]*([^。！？：“”「」\n]{{1,12}}?[道说问答喊叫][道着]?)(?:[。，,！]|$)(?!\s*{_VERB})")
 _NOT_ALOUD = re.compile(
     r"[想思忖诵写批]|暗[暗自笑喜道算]|沉吟|自言自语|心[中下内里]|[念贴题]|唤[做作]|呼为|"
     r"[书诗词赋偈歌赞咒叹]曰|上有|字[云道]|[书旨歌][道云]"
@@ -389,13 +387,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("input", type=Path, help='a .txt file, or .jsonl rows {"text": ...}; .gz of either')
     parser.add_argument("persona", help="whose lines become the replies, e.g. 林黛玉")
     parser.add_argument("output", type=Path, help="the JSON file to write")
-    parser.add_argument(
-        "--alias", action="append", default=[], metavar="NAME=A,B", help="林黛玉=黛玉,颦儿; repeatable"
-    )
+    parser.add_argument("--alias", action="append", default=[], metavar="NAME=A,B", help="林黛玉=黛玉,颦儿; repeatable")
     parser.add_argument("--system", default="", help="system prompt for every row")
-    parser.add_argument(
-        "--narration", action="store_true", help="narration is the prompt where a scene opens"
-    )
+    parser.add_argument("--narration", action="store_true", help="narration is the prompt where a scene opens")
     parser.add_argument("--sources", action="store_true", help="add document:paragraph:offset to every row")
     args = parser.parse_args(argv)
     try:

@@ -126,9 +126,7 @@ def _restored(sentence: str, commas: Commas, min_margin: float) -> str | None:
 
 def _is_verse(text: str) -> bool:
     lengths = [len(part) for part in re.split("[。！？；，、：]", text) if part]
-    return any(
-        len(set(lengths[i : i + 4])) == 1 and lengths[i] in (5, 7, 14) for i in range(len(lengths) - 3)
-    )
+    return any(len(set(lengths[i : i + 4])) == 1 and lengths[i] in (5, 7, 14) for i in range(len(lengths) - 3))
 
 
 # --- commas ---

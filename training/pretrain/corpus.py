@@ -28,8 +28,8 @@ class PackedRows:
 
 
 def read_documents(path: Path) -> Iterator[Document]:
-    opened = gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8")
-    with opened as lines:
+    open_text = gzip.open if path.suffix == ".gz" else open
+    with open_text(path, "rt", encoding="utf-8") as lines:
         for line in lines:
             yield json.loads(line)
 
@@ -112,7 +112,8 @@ def pack(
     sources = {name: _endless(find_source(name, directories), random.Random(f"{seed}/{name}")) for name in mixture}
     spent = dict.fromkeys(mixture, 0)
     renderer = _Renderer(tokenizer, stage)
-    row_tokens, row_learned = [], []
+    row_tokens: list[NDArray[np.uint16]] = []
+    row_learned: list[NDArray[np.bool_]] = []
     ids: list[int] = []
     learned: list[bool] = []
     while len(row_tokens) < rows:

@@ -156,7 +156,7 @@ class Pretrainer:
         with torch.autocast(self.device.type, dtype=torch.bfloat16):
             hidden = self.backbone(input_ids=tokens[:, :-1], use_cache=False).last_hidden_state
             loss = next_token_loss(hidden, self.model.get_input_embeddings().weight, tokens[:, 1:], learned[:, 1:])
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         for optimizer in self.optimizers:
             optimizer.step()
@@ -176,7 +176,7 @@ class Pretrainer:
         copy.generation_config.temperature = 0.7
         copy.generation_config.top_p = 0.8
         copy.generation_config.top_k = 40
-        copy.save_pretrained(directory)
+        copy.save_pretrained(directory, max_shard_size="14MB")
         save_tokenizer(self.tokenizer, directory)
 
     def _save_state(self) -> None:

@@ -1,0 +1,395 @@
+"""The page in a real browser: lanes grow together, nothing leaves for another host, files stay on the server."""
+
+import json
+import shutil
+import socket
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import uvicorn
+from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
+
+import app
+from adapters.base_model import fingerprint_of
+from adapters.manifest import AdapterManifest, PersonaCard
+from adapters.settings import Settings
+from serving.ui import build_ui
+from serving.ui.markup import shown, spoken
+from serving.ui.turns import bubble, conversation
+from tests import tiny
+
+CHROMIUM_ARGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+]
+GREETING = "俺老孙来也"
+SAMPLE = "今天吃什么好？"
+KEY = "a-user-key"
+TIMEOUT_MS = 60_000  # a shared machine may be slow; nothing waits this long when it works
+
+
+@dataclass
+class Server:
+    """A running server; its answers are long enough to be watched while they grow."""
+
+    url: str
+    services: app.Services
+    _uvicorn: uvicorn.Server
+    _thread: threading.Thread
+
+    def close(self) -> None:
+        self._uvicorn.should_exit = True
+        self._thread.join(timeout=30)
+        assert not self._thread.is_alive(), "the server did not stop"
+
+
+@dataclass
+class Visit:
+    """A browser page and what it did: every address it asked for, every error on its console."""
+
+    page: Page
+    requests: list[str] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+
+
+def start(base: Path, adapter: Path, home: Path, **options: object) -> Server:
+    settings = Settings(
+        home=home,
+        base=str(base),
+        device="cpu",
+        dtype="float32",
+        kv_cache_memory=0.1,
+        adapter=[f"wukong={adapter}"],
+        **options,
+    )
+    services = app.build_services(settings)
+    listening = socket.create_server(("127.0.0.1", 0))
+    config = uvicorn.Config(app.build_app(services), log_level="warning", timeout_graceful_shutdown=3)
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
+    thread.start()
+    deadline = time.monotonic() + 60
+    while not server.started:
+        assert thread.is_alive() and time.monotonic() < deadline, "the server did not start"
+        time.sleep(0.05)
+    return Server(f"http://127.0.0.1:{listening.getsockname()[1]}", services, server, thread)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.save_base(tmp_path_factory.mktemp("ui") / "slow", layers=8, hidden=256)
+
+
+@pytest.fixture(scope="module")
+def adapter(base: Path) -> Path:
+    directory = tiny.save_adapter(base.parent / "wukong", base, rank=4, seed=1)
+    AdapterManifest(
+        name="wukong",
+        base_name=base.name,
+        base_fingerprint=fingerprint_of(base),
+        template_hash="",
+        system_prompt="你是孙悟空。",
+        card=PersonaCard(title="孙悟空", greeting=GREETING, samples=["你是谁？", SAMPLE]),
+    ).write(directory)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def server(base: Path, adapter: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    running = start(base, adapter, tmp_path_factory.mktemp("home"))
+    yield running
+    running.close()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    executable = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    assert executable, "the UI tests need Chromium: install your distribution's `chromium` package"
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=executable, args=CHROMIUM_ARGS)
+        yield chromium
+        chromium.close()
+
+
+def visit(context: BrowserContext, url: str) -> Visit:
+    page = context.new_page()
+    page.set_default_timeout(TIMEOUT_MS)
+    seen = Visit(page)
+    page.on("request", lambda request: seen.requests.append(request.url))
+    page.on("console", lambda line: seen.errors.append(line.text) if line.type == "error" else None)
+    page.on("pageerror", lambda error: seen.errors.append(str(error)))
+    page.goto(url)
+    return seen
+
+
+@pytest.fixture
+def visitor(browser: Browser, server: Server) -> Iterator[Visit]:
+    """Someone at a Chinese browser with the page open. Leaves without console errors and without having asked
+    any other host for anything."""
+    context = browser.new_context(locale="zh-CN", viewport={"width": 1440, "height": 900})
+    seen = visit(context, server.url)
+    expect(seen.page.locator("#compare-send")).to_be_visible(timeout=TIMEOUT_MS)
+    yield seen
+    elsewhere = [url for url in seen.requests if not url.startswith((server.url, "data:", "blob:"))]
+    context.close()
+    assert elsewhere == []
+    assert seen.errors == []
+
+
+def said(page: Page, log: str) -> str:
+    """What the model has answered so far in this Chatbot."""
+    return " ".join(page.locator(f"#{log} .message.bot").all_inner_texts()).strip()
+
+
+def assert_nothing_runs(server: Server) -> None:
+    deadline = time.monotonic() + 10
+    while server.services.engine.engine.has_work:
+        assert time.monotonic() < deadline, "the engine still works for nobody"
+        time.sleep(0.05)
+    versions = server.services.registry.versions()
+    assert [server.services.registry.leases(version) for version in versions] == [0] * len(versions)
+
+
+@pytest.mark.browser
+def test_both_lanes_grow_before_either_ends(visitor: Visit, server: Server) -> None:
+    page = visitor.page
+    page.locator("#compare-question textarea").fill("你好")
+    page.keyboard.press("Enter")
+    expect(page.locator("#compare-stop")).to_be_visible()
+    lengths: list[tuple[int, int]] = []
+    while page.locator(".stats.done").count() == 0:
+        lengths.append((len(said(page, "lane-0-log")), len(said(page, "lane-1-log"))))
+    while_both_run = [(a, b) for a, b in lengths if a and b]
+    assert len(set(while_both_run)) >= 2, f"lanes were not seen growing together: {lengths}"
+    expect(page.locator(".stats.done")).to_have_count(2)
+    expect(page.locator("#compare-send")).to_be_visible()
+    version = server.services.registry.resolve("wukong")
+    expect(page.locator("#lane-0-stats")).to_contain_text(server.services.base.name)
+    expect(page.locator("#lane-1-stats")).to_contain_text(f"{version} · 摘要 {version.digest[:8]}")
+    expect(page.locator("#lane-1-stats")).to_contain_text("tokens/s")
+    assert said(page, "lane-0-log") != said(page, "lane-1-log")
+    assert_nothing_runs(server)
+
+
+@pytest.mark.browser
+def test_strength_zero_with_the_same_dice_says_what_the_base_says(visitor: Visit) -> None:
+    page = visitor.page
+    page.locator("#lane-1-strength input[type=number]").fill("0")
+    page.locator("#lane-1-strength input[type=number]").blur()
+    # The adapter's own system prompt would differ from the base's none: give both the same.
+    for lane in ("lane-0", "lane-1"):
+        page.locator(f"#{lane} button.label-wrap").click()
+        page.locator(f"#{lane} textarea").first.fill("你是助手。")
+    page.locator("#compare-question textarea").fill("你好")
+    page.locator("#compare-send").click()
+    expect(page.locator(".stats.done")).to_have_count(2)
+    assert said(page, "lane-0-log") == said(page, "lane-1-log") != ""
+
+
+@pytest.mark.browser
+def test_stop_ends_both_lanes_and_frees_the_engine(visitor: Visit, server: Server) -> None:
+    page = visitor.page
+    page.locator("#compare-question textarea").fill("讲个故事")
+    page.locator("#compare-send").click()
+    page.wait_for_function("document.querySelectorAll('#lane-0-log .message.bot').length > 0")
+    page.locator("#compare-stop").click()
+    expect(page.locator(".stats.done")).to_have_count(2)
+    expect(page.locator("#lane-0-stats")).to_contain_text("已停止")
+    expect(page.locator("#compare-send")).to_be_visible()
+    assert_nothing_runs(server)
+
+
+@pytest.mark.browser
+def test_leaving_the_page_frees_the_engine(browser: Browser, server: Server) -> None:
+    context = browser.new_context(locale="zh-CN")
+    seen = visit(context, server.url)
+    seen.page.locator("#compare-question textarea").fill("讲个故事")
+    seen.page.locator("#compare-send").click()
+    seen.page.wait_for_function("document.querySelectorAll('#lane-0-log .message.bot').length > 0")
+    context.close()
+    assert_nothing_runs(server)
+
+
+@pytest.mark.browser
+def test_chat_greets_offers_samples_and_answers(visitor: Visit, server: Server) -> None:
+    page = visitor.page
+    page.get_by_role("tab", name="对话").click()
+    expect(page.locator("#chat-log")).to_contain_text(GREETING)
+    expect(page.locator("#chat-system textarea")).to_have_attribute("placeholder", "你是孙悟空。")
+    page.locator("#chat-log").get_by_text(SAMPLE).click()
+    expect(page.locator("#chat-stats .stats.done")).to_be_visible()
+    expect(page.locator("#chat-stats")).to_contain_text("wukong@1 · 摘要")
+    expect(page.locator("#chat-log .message.user")).to_contain_text(SAMPLE)
+    assert said(page, "chat-log")
+    page.get_by_role("button", name="撤回").click()
+    expect(page.locator("#chat-log .message.user")).to_have_count(0)
+    expect(page.locator("#chat-question textarea")).to_have_value(SAMPLE)
+    assert_nothing_runs(server)
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize(("locale", "label"), [("zh", "发送"), ("zh-SG", "发送"), ("en-GB", "Send"), ("fr", "Send")])
+def test_the_page_speaks_the_browsers_language(browser: Browser, server: Server, locale: str, label: str) -> None:
+    context = browser.new_context(locale=locale, viewport={"width": 390, "height": 844})
+    page = visit(context, server.url).page
+    expect(page.locator("#compare-send")).to_have_text(label)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    context.close()
+
+
+@pytest.mark.browser
+def test_every_control_has_a_name(visitor: Visit) -> None:
+    unnamed = visitor.page.evaluate(
+        """[...document.querySelectorAll('button, input, textarea, select')]
+           .filter(e => e.checkVisibility() && !e.innerText.trim() && !e.getAttribute('aria-label')
+                        && !e.getAttribute('aria-labelledby') && !e.title && !(e.labels && e.labels.length))
+           .map(e => e.outerHTML.slice(0, 160))"""
+    )
+    assert unnamed == []
+    expect(visitor.page.locator("h1")).to_have_text("变脸 Bianlian")
+
+
+def post(url: str, body: object) -> tuple[int, str]:
+    request = urllib.request.Request(url, json.dumps(body).encode(), {"content-type": "application/json"})
+    try:
+        with urllib.request.urlopen(request, timeout=20) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
+def get(url: str) -> tuple[int, str, dict[str, str]]:
+    try:
+        with urllib.request.urlopen(url, timeout=20) as answer:
+            return answer.status, answer.read().decode(), dict(answer.headers)
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode(), dict(error.headers)
+
+
+def run_event(server: Server, data: list[object], fn_index: int) -> str:
+    """Send an event as the page does, with any data; what the server answers, whole."""
+    join = {"data": data, "fn_index": fn_index, "session_hash": "forger", "trigger_id": None, "event_data": None}
+    status, body = post(f"{server.url}/gradio_api/queue/join", join)
+    if status != 200:
+        return body
+    _, events, _ = get(f"{server.url}/gradio_api/queue/data?session_hash=forger")
+    return events
+
+
+def events_of(server: Server) -> list[dict[str, object]]:
+    _, config, _ = get(f"{server.url}/config")
+    dependencies: list[dict[str, object]] = json.loads(config)["dependencies"]
+    return dependencies
+
+
+def test_a_forged_file_is_refused_by_every_event(server: Server, tmp_path: Path) -> None:
+    secret = tmp_path / "secret.txt"
+    secret.write_text("not for clients")
+    forged = {"path": str(secret), "meta": {"_type": "gradio.FileData"}}
+    for event in events_of(server):
+        answer = run_event(server, [forged] * len(event["inputs"]), event["id"])  # type: ignore[arg-type, call-overload]
+        assert "secret.txt" not in answer or "cannot" in answer.lower() or "not" in answer.lower()
+        assert '"success":true' not in answer or not event["inputs"], (event["id"], answer)
+    status, body, _ = get(f"{server.url}/gradio_api/file={secret}")
+    assert status == 403 and "not for clients" not in body
+
+
+def test_the_server_fetches_no_address_for_a_client(server: Server) -> None:
+    asked = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as trap:
+        trap.settimeout(1.5)
+
+        def wait() -> None:
+            try:
+                trap.accept()
+                asked.set()
+            except TimeoutError:
+                pass
+
+        waiting = threading.Thread(target=wait)
+        waiting.start()
+        address = f"http://127.0.0.1:{trap.getsockname()[1]}/x.png"
+        assert get(f"{server.url}/gradio_api/file={address}")[0] == 403
+        assert get(f"{server.url}/gradio_api/proxy={address}")[0] == 403
+        forged = {"path": address, "meta": {"_type": "gradio.FileData"}}
+        join = {"data": [forged], "fn_index": 0, "session_hash": "forger"}
+        assert post(f"{server.url}/gradio_api/queue/join", join)[0] == 403
+        component = {"component": "file", "value": None, "constructor_args": {"value": "/etc/hostname"}, "props": {}}
+        join["data"] = [[{"role": "user", "content": [component]}]]  # type: ignore[list-item]
+        assert post(f"{server.url}/gradio_api/queue/join", join)[0] == 403
+        waiting.join()
+    assert not asked.is_set()
+
+
+def test_the_page_may_load_from_this_server_only(server: Server) -> None:
+    status, page, headers = get(server.url)
+    policy = headers["content-security-policy"]
+    assert status == 200 and "default-src 'self'" in policy and "img-src 'self' data: blob:" in policy
+    assert "http:" not in policy and "https:" not in policy
+    assert page.index("<script>(()") < page.index("<meta")
+
+
+def test_an_answer_with_a_remote_image_fetches_nothing() -> None:
+    for text in (
+        "看 ![x](https://example.com/a.png) 图",
+        "![x][r]\n\n[r]: https://example.com/a.png",
+        '<img src="https://example.com/a.png">',
+        "<svg><image href=https://example.com/a.png /></svg>",
+        "```\ncode\n```\n<img src=//example.com/a.png>",
+        "- a\n  ```\n<img src=//example.com/a.png>",
+        "```\r```\r<img src=//example.com/a.png>",
+        "\\`<img src=//example.com/a.png>\\`",
+    ):
+        markup = shown(text)
+        assert "![" not in markup
+        assert "<" not in markup
+        assert spoken(markup) == text
+
+
+def test_what_the_page_sends_back_is_what_was_said() -> None:
+    text = "  缩进\n```html\n<b>1 < 2</b>\n```\n<i>x</i> ![a](b)"
+    asked = [bubble("user", "没人答"), bubble("user", text), bubble("assistant", text)]
+    assert [message["content"] for message in conversation(asked)] == [text, text]
+    assert "<b>1 < 2</b>" in asked[1]["content"][0]["text"]  # code is shown as code
+
+
+def test_with_a_key_the_page_asks_for_it(
+    base: Path, adapter: Path, tmp_path: Path, browser: Browser, server: Server
+) -> None:
+    guarded = start(base, adapter, tmp_path / "home", api_key=[KEY])
+    try:
+        assert get(f"{guarded.url}/config")[0] == 401
+        join = {"data": [], "fn_index": 0, "session_hash": "x"}
+        assert post(f"{guarded.url}/gradio_api/queue/join", join)[0] == 401
+        context = browser.new_context(locale="zh-CN")
+        page = visit(context, guarded.url).page
+        page.locator("input").nth(0).fill("anyone")
+        page.locator("input[type=password]").fill("wrong")
+        page.locator("button").first.click()
+        page.wait_for_timeout(300)
+        assert page.locator("#compare-send").count() == 0
+        page.locator("input[type=password]").fill(KEY)
+        page.locator("button").first.click()
+        expect(page.locator("#compare-send")).to_be_visible(timeout=TIMEOUT_MS)
+        context.close()
+    finally:
+        guarded.close()
+
+
+def test_importing_the_ui_costs_nothing_until_it_is_built() -> None:
+    import subprocess
+    import sys
+
+    code = "import sys, serving.ui; sys.exit('gradio' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    assert callable(build_ui)

@@ -1,0 +1,201 @@
+"""What a whole run promises: a published adapter, an honest journal, and nothing half done."""
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from typer.testing import CliRunner
+
+from adapters.base_model import load_base
+from adapters.errors import BianlianError, Conflict, Invalid, NotFound
+from adapters.renderer import ChatRenderer
+from adapters.store import AdapterStore
+from training import run as run_module
+from training.config import TrainConfig, parse_config
+from training.journal import Journal, Metric, RunConfig, Status
+from training.run import Watcher, resume_run, start_run
+
+ROWS = [{"instruction": f"say {n}", "output": f"{n} and {n + 1}", "system": "You count."} for n in range(12)]
+
+
+def config(base: Path, directory: Path, rows: list[Any] = ROWS, **options: Any) -> TrainConfig:
+    path = directory / "data.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    values = {"data": [path], "name": "counter", "base": str(base), "epochs": 2, "batch_size": 4, "lora_r": 4}
+    return parse_config({**values, **options})
+
+
+def go(asked: TrainConfig, home: Path, **options: Any) -> Any:
+    return start_run(asked, home, device="cpu", **options)
+
+
+def interrupt_at(step: int) -> Watcher:
+    """Ctrl-C, pressed while `step` is reported."""
+    return Watcher(on_step=lambda progress: os.kill(os.getpid(), signal.SIGINT) if progress.step == step else None)
+
+
+def test_a_run_publishes_a_version_that_remembers_where_it_came_from(tiny_base: Path, tmp_path: Path) -> None:
+    stages: list[str] = []
+    finished = go(config(tiny_base, tmp_path), tmp_path / "home", watcher=Watcher(on_stage=stages.append))
+    version = AdapterStore(tmp_path / "home" / "store").current("counter")
+    assert str(version) == "counter@1" == str(finished.version)
+    manifest = version.manifest
+    assert manifest is not None and manifest.training is not None
+    base = load_base(str(tiny_base), device="cpu")
+    assert manifest.base_fingerprint == base.fingerprint
+    assert manifest.template_hash == ChatRenderer(base.tokenizer, base.stop_token_ids).template_hash
+    assert manifest.system_prompt == "You count."
+    assert (manifest.training.rows, manifest.training.steps, manifest.training.epochs) == (11, 6, 2.0)
+    assert manifest.training.base_val_loss is not None and manifest.training.tuned_val_loss is not None
+    assert stages == ["reading data", "loading base", "validating base", "validating", "publishing"]
+    status = Journal.open(tmp_path / "home" / "runs", finished.job_id).status()
+    assert (status.state, status.version, status.step, status.steps) == ("succeeded", "counter@1", 6, 6)
+
+
+def test_the_journal_has_every_step_and_both_validations(tiny_base: Path, tmp_path: Path) -> None:
+    finished = go(config(tiny_base, tmp_path), tmp_path / "home")
+    metrics = list(Journal.open(tmp_path / "home" / "runs", finished.job_id).tail())
+    kinds = [metric.kind for metric in metrics]
+    assert kinds == ["base_validation", *["step"] * 6, "tuned_validation"]
+    assert [metric.step for metric in metrics] == [0, 1, 2, 3, 4, 5, 6, 6]
+    assert metrics[-1].loss == finished.record.tuned_val_loss
+
+
+def test_what_was_learned_comes_back_in_plain_peft(tiny_base: Path, tmp_path: Path) -> None:
+    asked = config(tiny_base, tmp_path, ROWS[:2], val_split=0, epochs=60, batch_size=2, learning_rate=1e-2)
+    finished = go(asked, tmp_path / "home")
+    base = load_base(str(tiny_base), device="cpu")
+    tuned = PeftModel.from_pretrained(base.model, finished.version.directory)
+    renderer = ChatRenderer(base.tokenizer, base.stop_token_ids)
+    for row in ROWS[:2]:
+        prompt = renderer.prompt_ids(
+            [{"role": "system", "content": row["system"]}, {"role": "user", "content": row["instruction"]}]
+        )
+        out = tuned.generate(torch.tensor([prompt]), max_new_tokens=20, do_sample=False)
+        assert base.tokenizer.decode(out[0, len(prompt) :]) == f"{row['output']}<|im_end|>"
+
+
+def test_the_same_run_twice_makes_one_version(tiny_base: Path, tmp_path: Path) -> None:
+    first = go(config(tiny_base, tmp_path), tmp_path / "home")
+    second = go(config(tiny_base, tmp_path), tmp_path / "home")
+    assert (str(first.version), str(second.version)) == ("counter@1", "counter@1")
+    assert first.job_id != second.job_id
+    third = go(config(tiny_base, tmp_path, seed=1), tmp_path / "home")
+    assert str(third.version) == "counter@2"
+
+
+def test_a_cancelled_run_resumes_to_the_same_adapter(tiny_base: Path, tmp_path: Path) -> None:
+    asked = config(tiny_base, tmp_path)
+    whole = go(asked, tmp_path / "whole")
+    cancelled = go(asked, tmp_path / "home", watcher=interrupt_at(2))
+    assert cancelled.state == "cancelled"
+    assert f"--resume {cancelled.job_id}" in cancelled.message
+    assert AdapterStore(tmp_path / "home" / "store").names() == []
+    journal = Journal.open(tmp_path / "home" / "runs", cancelled.job_id)
+    assert journal.status().state == "cancelled"
+
+    resumed = resume_run(cancelled.job_id, tmp_path / "home", device="cpu")
+    assert resumed.version.digest == whole.version.digest
+    assert resumed.record == whole.record
+    assert [metric.step for metric in journal.metrics() if metric.kind == "step"] == [1, 2, 3, 4, 5, 6]
+    with pytest.raises(Conflict, match="has succeeded already, as counter@1"):
+        resume_run(cancelled.job_id, tmp_path / "home", device="cpu")
+
+
+def test_a_run_is_not_resumed_on_other_data(tiny_base: Path, tmp_path: Path) -> None:
+    asked = config(tiny_base, tmp_path)
+    cancelled = go(asked, tmp_path / "home", watcher=interrupt_at(1))
+    config(tiny_base, tmp_path, ROWS[:-1])  # overwrites the file
+    with pytest.raises(Conflict, match="has changed since"):
+        resume_run(cancelled.job_id, tmp_path / "home", device="cpu")
+
+
+def test_an_unknown_run_is_not_found(tmp_path: Path) -> None:
+    with pytest.raises(NotFound, match="no run 'nobody'"):
+        resume_run("nobody", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("rows", "options", "message"),
+    [
+        ([*ROWS, {"instruction": "x"}], {}, r"data\.jsonl:13: output: is missing"),
+        ([{"colour": "red"}], {}, r"data\.jsonl:1: no known format"),
+        (ROWS[:1], {}, "one row cannot be split"),
+        (ROWS, {"name": "../up"}, "adapter name"),
+        (ROWS, {"targets": ["q_prjo"]}, "did you mean 'q_proj'"),
+        (ROWS, {"max_length": 9999}, "max-length 9999 is more than"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_before_anything_is_left(
+    tiny_base: Path, tmp_path: Path, rows: list[Any], options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(Invalid, match=message):
+        go(config(tiny_base, tmp_path, rows, **options), tmp_path / "home")
+    assert not (tmp_path / "home").exists()
+
+
+def test_a_failed_run_says_so_and_publishes_nothing(
+    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: Any, **kwargs: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(run_module, "save_adapter", full)
+    with pytest.raises(BianlianError, match="Free space"):
+        go(config(tiny_base, tmp_path), tmp_path / "home")
+    (directory,) = (tmp_path / "home" / "runs").iterdir()
+    status = Journal(directory).status()
+    assert status.state == "failed"
+    assert f"--resume {directory.name}" in status.message
+    assert not (tmp_path / "home" / "store").exists()
+    monkeypatch.undo()
+    assert str(resume_run(directory.name, tmp_path / "home", device="cpu").version) == "counter@1"
+
+
+def test_a_diverged_run_fails_and_names_the_learning_rate(tiny_base: Path, tmp_path: Path) -> None:
+    with pytest.raises(BianlianError, match="smaller --learning-rate"):
+        go(config(tiny_base, tmp_path, learning_rate=1.0, epochs=30, val_split=0.1), tmp_path / "home")
+    assert not (tmp_path / "home" / "store").exists()
+
+
+def test_a_run_of_another_process_is_left_alone(tmp_path: Path) -> None:
+    asked = TrainConfig(data=(Path("x"),), name="x")
+    journal = Journal.create(tmp_path, RunConfig(train=asked, data_sha256="0", base_fingerprint="0"))
+    journal.set_status(Status(state="running", pid=os.getppid()))
+    with pytest.raises(Conflict, match=f"running in process {os.getppid()}"):
+        journal.begin()
+
+
+def test_a_reader_never_sees_half_a_line(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    journal.append(Metric(kind="step", step=1, loss=2.0))
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"kind": "step", "st')
+    assert [metric.step for metric in journal.metrics()] == [1]
+
+
+def test_the_command_line_trains_and_prints_both_losses(
+    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import typer
+
+    from training.cli import register
+
+    monkeypatch.setenv("BIANLIAN_HOME", str(tmp_path / "home"))
+    cli = typer.Typer()
+    register(cli)
+    asked = config(tiny_base, tmp_path)
+    options = ["--data", str(asked.data[0]), "--name", "counter", "--base", str(tiny_base), "--epochs", "1"]
+    done = CliRunner().invoke(cli, ["train", *options, "--lora-r", "4", "--device", "cpu"])
+    assert done.exit_code == 0, done.output
+    assert "validation loss: base" in done.output
+    assert "published as counter@1" in done.output
+    checked = CliRunner().invoke(cli, ["data", "check", str(asked.data[0]), "--base", str(tiny_base)])
+    assert "rows: 12 good, 0 bad" in checked.output
+    missing = CliRunner().invoke(cli, ["train", "--name", "x"])
+    assert isinstance(missing.exception, Invalid)
