@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -158,7 +160,8 @@ def load_base(
         options["device_map"] = {"": where}
     try:
         tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
-        model = AutoModelForCausalLM.from_pretrained(directory, **options)
+        with _quiet_below(directory, 2**30):
+            model = AutoModelForCausalLM.from_pretrained(directory, **options)
     except (OSError, ValueError, ImportError) as error:
         raise Invalid(f"base '{name}' cannot be loaded: {str(error).strip().splitlines()[0]}", param="base") from error
     if not tokenizer.chat_template:
@@ -180,6 +183,22 @@ def load_base(
         dtype=precision,
         device=where,
     )
+
+
+@contextmanager
+def _quiet_below(directory: Path, size: int) -> Iterator[None]:
+    """No loading bar for weights of fewer bytes: it would be gone before it could be read."""
+    from transformers.utils import logging
+
+    small = sum(path.stat().st_size for path in directory.glob("*.safetensors")) < size
+    if small and logging.is_progress_bar_enabled():
+        logging.disable_progress_bar()
+        try:
+            yield
+        finally:
+            logging.enable_progress_bar()
+    else:
+        yield
 
 
 def _quantization(quantize: Quantization, compute: torch.dtype) -> Any:

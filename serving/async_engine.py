@@ -9,6 +9,7 @@ import logging
 import queue
 import threading
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -55,7 +56,8 @@ class TokenStream:
     # Called on the engine's thread.
 
     def _put(self, delta: TokenDelta) -> None:
-        self._loop.call_soon_threadsafe(self._deltas.put_nowait, delta)
+        with suppress(RuntimeError):  # its event loop has closed: nobody is left to read
+            self._loop.call_soon_threadsafe(self._deltas.put_nowait, delta)
 
     def _ended(self) -> None:
         self._on_end(self.request.id)

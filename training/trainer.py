@@ -73,7 +73,8 @@ def add_adapter(base: BaseModel, config: TrainConfig, plan: Plan) -> PeftModel:
         lora_dropout=config.lora_dropout,
         target_modules=pick_targets(base, config.targets),
     )
-    model = get_peft_model(base.model, lora)
+    with _quiet():
+        model = get_peft_model(base.model, lora)
     # A path of this machine means nothing where the adapter goes; PEFT put it there.
     model.peft_config["default"].base_model_name_or_path = base.name
     return model

@@ -138,9 +138,14 @@ def chat_tab(chat: ChatService, page: gr.Blocks) -> None:
     outputs = [log, stats, question, send, stop, again, undo, clear]
     settings = [model, system, *drawer, seed]
     quiet = {"api_visibility": "private", "show_progress": "hidden"}
-    gr.on([send.click, question.submit], ask, [question, log, *settings], outputs, **quiet)
-    log.example_select(pick_sample, None, question, **quiet).then(ask, [question, log, *settings], outputs, **quiet)
-    again.click(ask_again, [log, *settings], outputs, **quiet)
+    for asked in (
+        gr.on([send.click, question.submit], ask, [question, log, *settings], outputs, **quiet),
+        log.example_select(pick_sample, None, question, **quiet).then(
+            ask, [question, log, *settings], outputs, **quiet
+        ),
+        again.click(ask_again, [log, *settings], outputs, **quiet),
+    ):
+        asked.failure(_idle, None, [send, stop, again, undo, clear], **quiet)
     stop.click(halt, None, None, queue=False, **quiet)
     undo.click(take_back, log, [log, stats, question], **quiet)
     clear.click(lambda: ([], ""), None, [log, stats], **quiet)

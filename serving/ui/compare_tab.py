@@ -132,8 +132,11 @@ def compare_tab(chat: ChatService, page: gr.Blocks) -> None:
         inputs=[question, lane_count, seed, *drawer, *inputs],
         outputs=[question, send, stop, clear, *logs, *stats],
     )
-    gr.on([send.click, question.submit], **asking, **quiet)
-    samples.click(lambda sample: sample[0], samples, question, **quiet).then(**asking, **quiet)
+    for asked in (
+        gr.on([send.click, question.submit], **asking, **quiet),
+        samples.click(lambda sample: sample[0], samples, question, **quiet).then(**asking, **quiet),
+    ):
+        asked.failure(_idle, None, [send, stop, clear], **quiet)
     stop.click(halt, None, None, queue=False, **quiet)
     clear.click(lambda: [*[[] for _ in logs], *["" for _ in stats]], None, [*logs, *stats], **quiet)
     dice.click(random_seed, None, seed, **quiet)

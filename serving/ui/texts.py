@@ -59,7 +59,6 @@ LINES: dict[str, tuple[str, str]] = {
     "abort": ("已停止", "stopped"),
     "greeting": ("与 {name} 聊聊", "Chat with {name}"),
     "nothing": ("先说点什么吧", "say something first"),
-    "failed": ("服务器出了问题，请再试一次", "something went wrong on the server; please try again"),
     "login": ("用户名任意，密码为访问密钥", "Any user name; the password is an access key"),
 }
 

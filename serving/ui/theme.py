@@ -49,14 +49,16 @@ def theme() -> gr.themes.Base:
         block_title_text_color_dark="*neutral_200",
         input_placeholder_color="*neutral_600",
         input_placeholder_color_dark="*neutral_400",
+        layout_gap="10px",
         slider_color="*primary_700",
         slider_color_dark="*primary_500",
     )
 
 
 CSS = """
-.gradio-container { max-width: 1400px !important; margin: 0 auto !important; }
-.gradio-container main { padding-top: 12px !important; }
+.gradio-container { width: 100% !important; max-width: 1440px !important; margin: 0 auto !important; }
+.gradio-container main { width: 100%; padding: 12px 20px !important; }
+@media (max-width: 600px) { .gradio-container main { padding: 8px !important; } }
 #head { padding: 0 4px; }
 #head .headline { display: flex; align-items: baseline; flex-wrap: wrap; gap: 2px 14px; }
 #head h1 { font-size: 1.7rem; font-weight: 700; margin: 0; letter-spacing: .02em; white-space: nowrap; }

@@ -14,7 +14,7 @@ from adapters.manifest import AdapterVersion, digest_of
 from adapters.settings import Settings
 from serving.engine.engine import Engine
 from serving.engine.kernels import reference
-from serving.engine.sequence import Request, SamplingParams, TokenDelta
+from serving.engine.sequence import FinishReason, Request, SamplingParams, TokenDelta
 
 NEW_TOKENS = 12
 
@@ -116,3 +116,134 @@ def test_mixed_batch_of_base_and_four_adapters_equals_peft_for_each_alone(
         prompt, adapter = wanted[key]
         assert sequence.tokens[len(prompt) :] == oracle(prompt, adapter), f"request {key} on {adapter}"
     assert_nothing_held(engine)
+
+
+def run_alone(
+    base: Path, prompt: list[int], mix: tuple[tuple[str, float], ...], versions: list[AdapterVersion]
+) -> list[int]:
+    engine = build_engine(base, prefix_cache=False)
+    for version in versions:
+        engine.bank.warm(version)
+    engine.add(request("alone", prompt, mix=mix))
+    return tokens_of(drain(engine)["alone"])
+
+
+def test_running_out_of_blocks_preempts_and_changes_no_token(tiny_base: Path) -> None:
+    prompts = [prompt * 3 for prompt in random_prompts(8, seed=3)]
+    prompts = [prompt[:150] for prompt in prompts]
+    roomy = build_engine(tiny_base)
+    tight = build_engine(tiny_base)
+    # Leave room for barely two of the eight.
+    hoard = [tight.pool._free.popitem(last=False)[0] for _ in range(tight.pool.num_free - 22)]
+    results = []
+    for engine in (roomy, tight):
+        for number, prompt in enumerate(prompts):
+            engine.add(request(f"{number}", prompt, max_tokens=40))
+        results.append({key: tokens_of(deltas) for key, deltas in drain(engine).items()})
+    assert results[0] == results[1]
+    assert tight.pool.num_used == len(hoard)
+
+
+def test_prefix_cache_is_used_and_never_across_adapters_or_strengths(
+    tiny_base: Path, tiny_adapters: dict[str, Path]
+) -> None:
+    versions = {name: version_of(name, tiny_adapters[name]) for name in ("r2", "r8")}
+    engine = build_engine(tiny_base)
+    for version in versions.values():
+        engine.bank.warm(version)
+    prompt = random_prompts(1, seed=8)[0] * 4
+    prompt = (prompt * 4)[:100]
+    mixes = [
+        (),
+        ((versions["r2"].digest, 1.0),),
+        ((versions["r2"].digest, 0.5),),
+        ((versions["r8"].digest, 1.0),),
+        tuple(sorted([(versions["r2"].digest, 0.5), (versions["r8"].digest, -0.5)])),
+    ]
+    for turn in range(2):  # the second time everything that may be shared is
+        for number, mix in enumerate(mixes):
+            engine.add(request(f"{turn}-{number}", prompt, mix=mix))
+            deltas = drain(engine)[f"{turn}-{number}"]
+            assert deltas[0].cached_tokens == (96 if turn else 0)
+            assert tokens_of(deltas) == run_alone(tiny_base, prompt, mix, list(versions.values()))
+    assert_nothing_held(engine)
+
+
+def test_forgetting_an_adapter_forgets_its_cached_blocks(tiny_base: Path, tiny_adapters: dict[str, Path]) -> None:
+    version = version_of("r2", tiny_adapters["r2"])
+    engine = build_engine(tiny_base)
+    prompt = list(range(20, 120))
+    for _ in range(2):
+        engine.bank.warm(version)
+        engine.add(request("a", prompt, mix=((version.digest, 1.0),)))
+        assert drain(engine)["a"][0].cached_tokens == 0
+        assert engine.forget_adapter(version.digest) > 0
+        assert engine.bank.status(version.digest) == "cold"
+
+
+def test_more_adapters_than_slots_take_turns_and_all_are_served(
+    tiny_base: Path, tiny_adapters: dict[str, Path]
+) -> None:
+    engine = build_engine(tiny_base, adapter_slots=1)
+    versions = [version_of(name, directory) for name, directory in tiny_adapters.items()]
+    for version in versions:
+        engine.bank.warm(version)
+    prompt = random_prompts(1, seed=2)[0]
+    for number in range(12):
+        engine.add(request(f"{number}", prompt, mix=((versions[number % 4].digest, 1.0),)))
+    answers = {key: tokens_of(deltas) for key, deltas in drain(engine).items()}
+    for number in range(12):
+        version = versions[number % 4]
+        assert answers[f"{number}"] == run_alone(tiny_base, prompt, ((version.digest, 1.0),), [version])
+    assert engine.bank.num_active == 1
+    assert_nothing_held(engine)
+
+
+def test_abort_frees_everything_at_once_and_others_go_on(tiny_base: Path) -> None:
+    engine = build_engine(tiny_base)
+    prompts = random_prompts(3, seed=6)
+    for number, prompt in enumerate(prompts):
+        engine.add(request(f"{number}", prompt))
+    while engine.num_waiting:
+        engine.step()
+    used = engine.pool.num_used
+    engine.abort("1")
+    assert engine.pool.num_used < used
+    answers = drain(engine)
+    assert "1" not in answers
+    assert tokens_of(answers["2"])[-5:] == run_alone(tiny_base, prompts[2], (), [])[-5:]
+    assert_nothing_held(engine)
+
+
+def test_equal_seeds_roll_equal_dice_whatever_else_is_in_the_batch(tiny_base: Path) -> None:
+    prompt = random_prompts(1, seed=4)[0]
+    crowded, lonely = build_engine(tiny_base), build_engine(tiny_base)
+    sampled = {"temperature": 1.0, "top_p": 0.9, "top_k": 50, "seed": 42}
+    for number, other in enumerate(random_prompts(5, seed=1)):
+        crowded.add(request(f"other-{number}", other, temperature=1.5, seed=number))
+    for engine in (crowded, lonely):
+        engine.add(request("mine", prompt, **sampled))
+    lonely.add(request("twin", prompt, **sampled))
+    crowd, alone = drain(crowded), drain(lonely)
+    assert tokens_of(crowd["mine"]) == tokens_of(alone["mine"]) == tokens_of(alone["twin"])
+
+
+def test_max_model_len_ends_an_answer_with_length(tiny_base: Path) -> None:
+    engine = build_engine(tiny_base, max_model_len=64)
+    engine.add(request("a", list(range(10, 70)), max_tokens=engine.check(60, None)))
+    deltas = drain(engine)["a"]
+    assert deltas[-1].finish_reason == FinishReason.LENGTH and len(tokens_of(deltas)) == 4
+
+
+def test_a_failing_step_ends_its_requests_with_the_reason_and_the_engine_lives(
+    tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = build_engine(tiny_base)
+    engine.add(request("a", [5, 6, 7]))
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.runner, "run", lambda batch: 1 / 0)
+        [delta] = engine.step()
+    assert delta.finish_reason == FinishReason.ERROR and "division" in (delta.error or "")
+    assert_nothing_held(engine)
+    engine.add(request("b", [5, 6, 7]))
+    assert len(tokens_of(drain(engine)["b"])) == NEW_TOKENS
