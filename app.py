@@ -58,20 +58,23 @@ def build_services(settings: Settings, base: BaseModel | None = None) -> Service
     from adapters.renderer import ChatRenderer
     from adapters.samples import offer_samples
     from adapters.store import AdapterStore
+    from adapters.weights import read_config
     from serving.async_engine import AsyncEngine
     from serving.chat import ChatService
     from serving.engine.engine import Engine
 
     named = [_named_path(text) for text in settings.adapter]
+    for _, path in named:
+        read_config(path)  # a wrong path is said before the base is loaded
     base = base or load_base(settings.base, device=settings.device, dtype=settings.dtype, quantize=settings.quantize)
     store = AdapterStore(settings.store)
-    offer_samples(store, base.fingerprint)
     registry = AdapterRegistry(store, base.name, base.fingerprint)
     engine = AsyncEngine(Engine(base, settings), max_waiting=settings.max_waiting)
     chat = ChatService(base, registry, engine, ChatRenderer(base.tokenizer, base.stop_token_ids))
     for name, path in named:
         engine.engine.bank.check(path)
         engine.engine.bank.warm(registry.attach(name, path, replace=True))
+    offer_samples(store, base.fingerprint)
     engine.start()
     return Services(settings, base, registry, engine, chat)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from adapters.errors import BianlianError, Invalid
+from adapters.errors import BianlianError, Conflict, Invalid
 from adapters.settings import Device, load_settings
 from training.config import TrainConfig, parse_config
 from training.formats import FORMATS
@@ -60,6 +60,7 @@ def train_command(
     seed: Annotated[int, typer.Option(help="Decides split, order and initial weights.")] = 0,
     save_steps: Annotated[int | None, typer.Option(help="Steps between checkpoints. Default: one an epoch.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
+    card: Annotated[Path | None, typer.Option(help="JSON file with the persona's title, greeting and samples.")] = None,
     resume: Annotated[str | None, typer.Option(help="Go on with this run; needs no other option.")] = None,
     strict: StrictOption = False,
 ) -> None:
@@ -95,6 +96,7 @@ def train_command(
                 "seed": seed,
                 "strict": strict,
                 "save_steps": save_steps,
+                "card": _read_card(card),
             }
         )
     finished = _run(config, resume, settings.root, settings.device, console)
@@ -102,6 +104,16 @@ def train_command(
         console.print(finished.message, highlight=False, soft_wrap=True)
         raise typer.Exit(130)
     _print_result(console, finished)
+
+
+def train_with_progress(config: TrainConfig, root: Path, device: Device = "auto") -> "Finished":
+    """Train and publish under `root`, drawing progress on the terminal. Raises Conflict when it was interrupted."""
+    console = Console()
+    finished = _run(config, None, root, device, console)
+    if finished.state == "cancelled":
+        raise Conflict(finished.message)
+    _print_result(console, finished)
+    return finished
 
 
 def _run(config: TrainConfig | None, resume: str | None, root: Path, device: Device, console: Console) -> "Finished":
@@ -145,6 +157,20 @@ def check_command(
     for line in report.lines():
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     report.refuse(strict=strict)
+
+
+def _read_card(path: Path | None) -> dict[str, object]:
+    import json
+
+    if path is None:
+        return {}
+    try:
+        card = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise Invalid(f"{path} is no persona card: {error}", param="card") from error
+    if not isinstance(card, dict):
+        raise Invalid(f"{path} is no persona card: it must hold an object with title, greeting, samples", param="card")
+    return card
 
 
 def _split(text: str | None) -> list[str]:

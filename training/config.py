@@ -9,6 +9,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from adapters.errors import Invalid, nearest
+from adapters.manifest import PersonaCard
 from training.formats import Format
 
 Method = Literal["lora", "qlora"]
@@ -37,6 +38,7 @@ class TrainConfig(BaseModel):
     seed: int = Field(default=0, ge=0, lt=2**32)
     strict: bool = False
     save_steps: int | None = Field(default=None, ge=1)  # None: at the end of each epoch
+    card: PersonaCard = PersonaCard()
 
 
 def parse_config(values: dict[str, object]) -> TrainConfig:

@@ -205,11 +205,6 @@ class _Run:
         self.watcher.on_stage("validating")
         tuned_loss = self._loss(model, validation, "tuned_validation", trained.steps)
         record = self._training_record(trained, len(training), base_loss, tuned_loss)
-        if not math.isfinite(record.train_loss or 0.0) or not math.isfinite(tuned_loss or 0.0):
-            raise TrainingFailed(
-                f"the loss is not a number: training diverged. Start again with a smaller --learning-rate "
-                f"(it was {plan.learning_rate:g})"
-            )
         version = self._publish(model, record)
         self._set_state("succeeded", f"published as {version}", version=str(version))
         shutil.rmtree(self.journal.checkpoints, ignore_errors=True)
@@ -232,6 +227,11 @@ class _Run:
         return loss
 
     def _record(self, progress: Progress) -> None:
+        if not math.isfinite(progress.loss):
+            raise TrainingFailed(
+                f"training diverged: the loss is {progress.loss} at step {progress.step}. Start again with a smaller "
+                f"--learning-rate (it was {progress.learning_rate:.2g})"
+            )
         self.journal.append(
             Metric(
                 kind="step",
@@ -270,6 +270,7 @@ class _Run:
             base_fingerprint=self.base.fingerprint,
             template_hash=renderer.template_hash,
             system_prompt=self.dataset.report.system_prompt,
+            card=self.config.card,
             training=record,
         ).write(directory)
         return self.store.publish(directory, self.config.name)

@@ -27,10 +27,12 @@ def sample_config(name: str, base: str = BUNDLED_BASE) -> TrainConfig:
         raise NotFound(f"there is no sample persona '{name}'{nearest(name, recipes)}")
     recipe = recipes[name]
     return TrainConfig(
-        data=tuple(DATA / file for file in recipe["data"]),
+        data=tuple(DATA / file for file, times in recipe["data"].items() for _ in range(times)),
         name=name,
         base=base,
         epochs=recipe["epochs"],
+        lora_r=recipe["lora_r"],
+        val_split=recipe["val_split"],
         card=PersonaCard(title=recipe["title"], greeting=recipe["greeting"], samples=recipe["samples"]),
     )
 

@@ -12,7 +12,7 @@ from serving.compare import Lane, compare
 from serving.ui.models import first_adapter, manifest_of, picker, refreshed
 from serving.ui.sampling import params_from, sampling_drawer
 from serving.ui.texts import Language, language_of, questions, say, t
-from serving.ui.turns import Bubble, Running, bubbles_of, conversation, followable, stats_line, with_answer
+from serving.ui.turns import NO_STATS, Bubble, Running, bubbles_of, conversation, followable, stats_line, with_answer
 
 Update = Any  # what a handler gives a component: its value, or gr.update(...)
 
@@ -32,7 +32,7 @@ def chat_tab(chat: ChatService, page: gr.Blocks) -> None:
         layout="bubble",
         elem_id="chat-log",
     )
-    stats = gr.HTML(elem_id="chat-stats", min_height=24)
+    stats = gr.HTML(NO_STATS, elem_id="chat-stats", padding=False)
     with gr.Row(equal_height=True):
         question = gr.Textbox(
             show_label=False,
@@ -68,7 +68,7 @@ def chat_tab(chat: ChatService, page: gr.Blocks) -> None:
             comparison = await compare(chat, [lane], [messages], params, max_tokens=max_tokens)
         except BianlianError as error:
             gr.Warning(error.message)
-            yield [bubbles_of(messages[:-1]), "", messages[-1]["content"], *_idle()]
+            yield [bubbles_of(messages[:-1]), NO_STATS, messages[-1]["content"], *_idle()]
             return
         progress = comparison.lanes[0]
         yield [asked, stats_line(progress, language), "", *_busy()]
@@ -111,7 +111,7 @@ def chat_tab(chat: ChatService, page: gr.Blocks) -> None:
         if messages and messages[-1]["role"] == "assistant":
             messages.pop()
         last = messages.pop()["content"] if messages else ""
-        return [bubbles_of(messages), "", last]
+        return [bubbles_of(messages), NO_STATS, last]
 
     def meet(request: gr.Request, model: str) -> list[Update]:
         """The chosen persona's own prompt as a hint, its greeting and its sample questions."""
@@ -148,7 +148,7 @@ def chat_tab(chat: ChatService, page: gr.Blocks) -> None:
         asked.failure(_idle, None, [send, stop, again, undo, clear], **quiet)
     stop.click(halt, None, None, queue=False, **quiet)
     undo.click(take_back, log, [log, stats, question], **quiet)
-    clear.click(lambda: ([], ""), None, [log, stats], **quiet)
+    clear.click(lambda: ([], NO_STATS), None, [log, stats], **quiet)
     model.change(meet, model, [log, system], **quiet)
     gr.on([page.load, model.focus], refresh, model, model, **quiet)
     page.load(meet, model, [log, system], **quiet)

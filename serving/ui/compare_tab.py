@@ -16,7 +16,7 @@ from serving.compare import Lane, compare
 from serving.ui.models import first_adapter, manifest_of, picker, refreshed
 from serving.ui.sampling import params_from, sampling_drawer
 from serving.ui.texts import language_of, questions, say, t
-from serving.ui.turns import Running, bubbles_of, conversation, followable, stats_line, with_answer
+from serving.ui.turns import NO_STATS, Running, bubbles_of, conversation, followable, stats_line, with_answer
 
 LANE_NAMES = ("lane_a", "lane_b", "lane_c", "lane_d")
 MAX_SAMPLES = 6
@@ -138,7 +138,7 @@ def compare_tab(chat: ChatService, page: gr.Blocks) -> None:
     ):
         asked.failure(_idle, None, [send, stop, clear], **quiet)
     stop.click(halt, None, None, queue=False, **quiet)
-    clear.click(lambda: [*[[] for _ in logs], *["" for _ in stats]], None, [*logs, *stats], **quiet)
+    clear.click(lambda: [*[[] for _ in logs], *[NO_STATS for _ in stats]], None, [*logs, *stats], **quiet)
     dice.click(random_seed, None, seed, **quiet)
     lane_count.change(show_lanes, lane_count, [lane.column for lane in lanes], **quiet)
     gr.on([page.load, *(model.focus for model in models)], refresh, models, models, **quiet)
@@ -172,7 +172,7 @@ def _lane_column(chat: ChatService, number: int) -> LaneWidgets:
             layout="bubble",
             elem_id=f"{name}-log",
         )
-        stats = gr.HTML(elem_id=f"{name}-stats", min_height=24)
+        stats = gr.HTML(NO_STATS, elem_id=f"{name}-stats", padding=False)
     return LaneWidgets(column, picked, strength, system, log, stats)
 
 

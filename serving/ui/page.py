@@ -14,7 +14,7 @@ HEADLINE = """<div class="headline"><h1><span class="face">变脸</span> Bianlia
 
 def build_page(chat: ChatService) -> gr.Blocks:
     with gr.Blocks(title="变脸 Bianlian", analytics_enabled=False) as page:
-        gr.HTML(HEADLINE.format(t("subtitle")), elem_id="head")
+        gr.HTML(HEADLINE.format(t("subtitle")), elem_id="head", padding=False)
         with gr.Tabs():
             with gr.Tab(t("tab_compare"), id="compare", elem_id="tab-compare"):
                 compare_tab(chat, page)

@@ -57,9 +57,9 @@ def theme() -> gr.themes.Base:
 
 CSS = """
 .gradio-container { width: 100% !important; max-width: 1440px !important; margin: 0 auto !important; }
-.gradio-container main { width: 100%; padding: 12px 20px !important; }
-@media (max-width: 600px) { .gradio-container main { padding: 8px !important; } }
-#head { padding: 0 4px; }
+.gradio-container .main.app { padding: 12px min(24px, 2vw) !important; }
+.gradio-container main { padding: 0 !important; }
+#head { padding: 4px; }
 #head .headline { display: flex; align-items: baseline; flex-wrap: wrap; gap: 2px 14px; }
 #head h1 { font-size: 1.7rem; font-weight: 700; margin: 0; letter-spacing: .02em; white-space: nowrap; }
 #head h1 .face { color: var(--primary-700); }
@@ -77,6 +77,7 @@ CSS = """
 .trouble { color: #b91c1c; padding: 2px 4px; overflow-wrap: anywhere; } .dark .trouble { color: #fca5a5; }
 @keyframes breathe { 50% { opacity: .15; } }
 @media (prefers-reduced-motion: reduce) { .stats.running::after { animation: none; } }
+.prose.chatbot { opacity: 1 !important; }
 .token { color: inherit !important; }
 """
 

@@ -15,6 +15,8 @@ from serving.ui.texts import Language, say
 UPDATE_S = 0.1  # six columns at 20 updates a second leave a browser behind; at 10 they do not
 HEARTBEAT_S = 0.5  # Gradio notices a closed tab only when the generator yields
 
+NO_STATS = '<div class="stats"></div>'  # keeps the line's height
+
 Bubble = dict[str, Any]  # a message as the Chatbot sends and takes it
 
 

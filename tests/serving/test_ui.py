@@ -36,6 +36,7 @@ GREETING = "俺老孙来也"
 SAMPLE = "今天吃什么好？"
 KEY = "a-user-key"
 TIMEOUT_MS = 60_000  # a shared machine may be slow; nothing waits this long when it works
+expect.set_options(timeout=TIMEOUT_MS)
 
 
 @dataclass
@@ -87,7 +88,7 @@ def start(base: Path, adapter: Path, home: Path, **options: object) -> Server:
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.save_base(tmp_path_factory.mktemp("ui") / "slow", layers=8, hidden=256)
+    return tiny.save_base(tmp_path_factory.mktemp("ui") / "slow", layers=4, hidden=128)
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +139,7 @@ def visitor(browser: Browser, server: Server) -> Iterator[Visit]:
     any other host for anything."""
     context = browser.new_context(locale="zh-CN", viewport={"width": 1440, "height": 900})
     seen = visit(context, server.url)
-    expect(seen.page.locator("#compare-send")).to_be_visible(timeout=TIMEOUT_MS)
+    expect(seen.page.locator("#compare-send")).to_be_visible()
     yield seen
     elsewhere = [url for url in seen.requests if not url.startswith((server.url, "data:", "blob:"))]
     context.close()
@@ -380,7 +381,7 @@ def test_with_a_key_the_page_asks_for_it(
         assert page.locator("#compare-send").count() == 0
         page.locator("input[type=password]").fill(KEY)
         page.locator("button").first.click()
-        expect(page.locator("#compare-send")).to_be_visible(timeout=TIMEOUT_MS)
+        expect(page.locator("#compare-send")).to_be_visible()
         context.close()
     finally:
         guarded.close()
