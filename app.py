@@ -261,7 +261,9 @@ async def _print_side_by_side(chat: ChatService) -> None:
     from serving.compare import Lane, compare
 
     lanes = [Lane(chat.base.name), Lane(DEMO_PERSONA)]
-    table = Table("question", *(lane.model for lane in lanes), show_lines=True, expand=True)
+    table = Table(show_lines=True, expand=True)
+    for title, ratio in (("question", 1), *((lane.model, 2) for lane in lanes)):
+        table.add_column(title, ratio=ratio, overflow="fold")  # Chinese has no spaces to break at
     params = replace(chat.default_params(), seed=DEMO_SEED)
     for question in DEMO_QUESTIONS:
         asked = [[{"role": "user", "content": question}]] * len(lanes)

@@ -1,6 +1,7 @@
 """The Chat tab: one model, one conversation. The page itself holds the conversation; the server keeps nothing."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import Any
 
 import gradio as gr
@@ -15,6 +16,7 @@ from serving.ui.texts import Language, language_of, questions, say, t
 from serving.ui.turns import NO_STATS, Bubble, Running, bubbles_of, conversation, followable, stats_line, with_answer
 
 Update = Any  # what a handler gives a component: its value, or gr.update(...)
+Updates = AsyncGenerator[list[Update], None]
 
 
 def chat_tab(chat: ChatService, page: gr.Blocks) -> None:
@@ -58,7 +60,7 @@ def chat_tab(chat: ChatService, page: gr.Blocks) -> None:
 
     async def answer(
         messages: list[Message], model: str, system: str, values: list[Any], language: Language, session: str
-    ) -> AsyncIterator[list[Update]]:
+    ) -> Updates:
         """Stream the reply to `messages`, whose last is the question: [log, stats, question, *buttons]."""
         *drawn, seed = values
         asked = bubbles_of(messages)
@@ -72,28 +74,33 @@ def chat_tab(chat: ChatService, page: gr.Blocks) -> None:
             return
         progress = comparison.lanes[0]
         yield [asked, stats_line(progress, language), "", *_busy()]
-        async for grown in running.follow(session, comparison):
-            if grown:
-                yield [with_answer(asked, progress), stats_line(progress, language), *[gr.skip()] * 6]
-            else:
-                yield [gr.skip()] * 8
+        async with aclosing(running.follow(session, comparison)) as steps:
+            async for grown in steps:
+                now = [with_answer(asked, progress), stats_line(progress, language)] if grown else [gr.skip()] * 2
+                yield [*now, *[gr.skip()] * 6]
         yield [with_answer(asked, progress), stats_line(progress, language), gr.skip(), *_idle()]
 
     async def ask(
         request: gr.Request, question: str, log: list[Bubble], model: str, system: str, *values: Any
-    ) -> AsyncIterator[list[Update]]:
+    ) -> Updates:
         language = language_of(request)
         if not question.strip():
             gr.Warning(say(language, "nothing"))
             yield [gr.skip()] * 8
             return
         messages = [*followable(conversation(log)), Message(role="user", content=question)]
-        async for update in answer(messages, model, system, list(values), language, request.session_hash):
-            yield update
+        async with aclosing(answer(messages, model, system, list(values), language, request.session_hash)) as updates:
+            async for update in updates:
+                yield update
 
-    async def ask_again(
-        request: gr.Request, log: list[Bubble], model: str, system: str, *values: Any
-    ) -> AsyncIterator[list[Update]]:
+    async def ask_sample(
+        request: gr.Request, chosen: gr.SelectData, log: list[Bubble], model: str, system: str, *values: Any
+    ) -> Updates:
+        async with aclosing(ask(request, str(chosen.value["text"]), log, model, system, *values)) as updates:
+            async for update in updates:
+                yield update
+
+    async def ask_again(request: gr.Request, log: list[Bubble], model: str, system: str, *values: Any) -> Updates:
         messages = conversation(log)
         if messages and messages[-1]["role"] == "assistant":
             messages.pop()
@@ -102,8 +109,9 @@ def chat_tab(chat: ChatService, page: gr.Blocks) -> None:
             gr.Warning(say(language, "nothing"))
             yield [gr.skip()] * 8
             return
-        async for update in answer(messages, model, system, list(values), language, request.session_hash):
-            yield update
+        async with aclosing(answer(messages, model, system, list(values), language, request.session_hash)) as updates:
+            async for update in updates:
+                yield update
 
     def take_back(log: list[Bubble]) -> list[Update]:
         """Without the last question and its reply; the question returns to its box."""
@@ -126,9 +134,6 @@ def chat_tab(chat: ChatService, page: gr.Blocks) -> None:
             gr.Textbox(placeholder=hint),
         ]
 
-    def pick_sample(chosen: gr.SelectData) -> str:
-        return str(chosen.value["text"])
-
     def refresh(request: gr.Request, model: str) -> gr.Dropdown:
         return refreshed(chat, model, language_of(request))
 
@@ -140,9 +145,7 @@ def chat_tab(chat: ChatService, page: gr.Blocks) -> None:
     quiet = {"api_visibility": "private", "show_progress": "hidden"}
     for asked in (
         gr.on([send.click, question.submit], ask, [question, log, *settings], outputs, **quiet),
-        log.example_select(pick_sample, None, question, **quiet).then(
-            ask, [question, log, *settings], outputs, **quiet
-        ),
+        log.example_select(ask_sample, [log, *settings], outputs, **quiet),
         again.click(ask_again, [log, *settings], outputs, **quiet),
     ):
         asked.failure(_idle, None, [send, stop, again, undo, clear], **quiet)

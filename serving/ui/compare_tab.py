@@ -4,6 +4,7 @@ All lanes come from one generator: Gradio runs listeners of one click one after 
 show the second answer after the first."""
 
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,9 +72,11 @@ def compare_tab(chat: ChatService, page: gr.Blocks) -> None:
     per_lane = 4
 
     async def ask(
-        request: gr.Request, question: str, count: int, seed: float, *values: Any
+        request: gr.Request, question: str | list[str], count: int, seed: float, *values: Any
     ) -> AsyncIterator[list[Update]]:
-        """One question to every lane on screen: [question, send, stop, clear, *logs, *stats]."""
+        """One question (a sample arrives as a row of one) to every lane on screen: [question, send, stop, clear, *logs,
+        *stats]."""
+        question = question if isinstance(question, str) else question[0]
         language, session = language_of(request), request.session_hash
         drawn, rest = values[:4], values[4:]
         if not question.strip():
@@ -105,8 +108,9 @@ def compare_tab(chat: ChatService, page: gr.Blocks) -> None:
 
         everyone = set(range(count))
         yield ["", *_busy(), *draw(everyone)]
-        async for grown in running.follow(session, comparison):
-            yield [*[gr.skip()] * 4, *draw(grown)]
+        async with aclosing(running.follow(session, comparison)) as steps:
+            async for grown in steps:
+                yield [*[gr.skip()] * 4, *draw(grown)]
         yield [gr.skip(), *_idle(), *draw(everyone)]
 
     def halt(request: gr.Request) -> None:
@@ -127,14 +131,11 @@ def compare_tab(chat: ChatService, page: gr.Blocks) -> None:
     models = [lane.model for lane in lanes]
     stats = [lane.stats for lane in lanes]
     quiet = {"api_visibility": "private", "show_progress": "hidden"}
-    asking = dict(
-        fn=ask,
-        inputs=[question, lane_count, seed, *drawer, *inputs],
-        outputs=[question, send, stop, clear, *logs, *stats],
-    )
+    settings = [lane_count, seed, *drawer, *inputs]
+    outputs = [question, send, stop, clear, *logs, *stats]
     for asked in (
-        gr.on([send.click, question.submit], **asking, **quiet),
-        samples.click(lambda sample: sample[0], samples, question, **quiet).then(**asking, **quiet),
+        gr.on([send.click, question.submit], ask, [question, *settings], outputs, **quiet),
+        samples.click(ask, [samples, *settings], outputs, **quiet),
     ):
         asked.failure(_idle, None, [send, stop, clear], **quiet)
     stop.click(halt, None, None, queue=False, **quiet)

@@ -4,6 +4,7 @@ a conversation and back, and tell tokens, speed and version in one line."""
 import asyncio
 import html
 from collections.abc import AsyncGenerator, Iterable
+from contextlib import aclosing
 from typing import Any
 
 from adapters.renderer import Message
@@ -56,12 +57,11 @@ class Running:
     async def follow(self, session: str, comparison: Comparison) -> AsyncGenerator[set[int], None]:
         """`follow`, within reach of `stop`."""
         self._by_session[session] = comparison
-        steps = follow(comparison)
         try:
-            async for grown in steps:
-                yield grown
+            async with aclosing(follow(comparison)) as steps:
+                async for grown in steps:
+                    yield grown
         finally:
-            await steps.aclose()
             if self._by_session.get(session) is comparison:
                 del self._by_session[session]
 

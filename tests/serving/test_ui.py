@@ -222,6 +222,46 @@ def test_leaving_the_page_frees_the_engine(browser: Browser, server: Server) -> 
 
 
 @pytest.mark.browser
+def test_an_adapter_loaded_while_the_page_is_open_can_be_chosen(
+    visitor: Visit, server: Server, base: Path, tmp_path: Path
+) -> None:
+    page, registry = visitor.page, server.services.registry
+    registry.attach("later", tiny.save_adapter(tmp_path / "later", base, rank=2, seed=9))
+    try:
+        page.locator("#lane-1-model input").click()
+        page.get_by_role("option", name="later@1").click()
+        page.locator("#compare-question textarea").fill("你好")
+        page.locator("#compare-send").click()
+        expect(page.locator(".stats.done")).to_have_count(2)
+        expect(page.locator("#lane-1-stats")).to_contain_text("later@1")
+    finally:
+        registry.detach("later")
+
+
+@pytest.mark.browser
+def test_a_refused_question_says_why_and_stays(visitor: Visit) -> None:
+    page = visitor.page
+    page.locator("#compare-question textarea").fill("长" * 600)
+    page.locator("#compare-send").click()
+    expect(page.get_by_test_id("toast-body")).to_contain_text("the model takes 512 in all")
+    expect(page.locator("#compare-question textarea")).not_to_be_empty()
+    expect(page.locator("#compare-send")).to_be_visible()
+
+
+@pytest.mark.browser
+def test_a_sample_question_goes_to_both_lanes_and_the_next_one_continues(visitor: Visit) -> None:
+    page = visitor.page
+    page.locator("#compare-samples").get_by_text(SAMPLE).click()
+    expect(page.locator(".stats.done")).to_have_count(2)
+    page.locator("#compare-question textarea").fill("然后呢")
+    page.locator("#compare-send").click()
+    expect(page.locator("#lane-1-log .message.user")).to_have_count(2)
+    expect(page.locator("#lane-1-log .message.bot")).to_have_count(2)
+    page.locator("#compare-stop").click()
+    expect(page.locator("#compare-send")).to_be_visible()
+
+
+@pytest.mark.browser
 def test_chat_greets_offers_samples_and_answers(visitor: Visit, server: Server) -> None:
     page = visitor.page
     page.get_by_role("tab", name="对话").click()
@@ -250,6 +290,7 @@ def test_the_page_speaks_the_browsers_language(browser: Browser, server: Server,
 
 @pytest.mark.browser
 def test_every_control_has_a_name(visitor: Visit) -> None:
+    expect(visitor.page.locator("#compare-samples")).to_contain_text(SAMPLE)
     unnamed = visitor.page.evaluate(
         """[...document.querySelectorAll('button, input, textarea, select')]
            .filter(e => e.checkVisibility() && !e.innerText.trim() && !e.getAttribute('aria-label')
@@ -377,7 +418,7 @@ def test_with_a_key_the_page_asks_for_it(
         page.locator("input").nth(0).fill("anyone")
         page.locator("input[type=password]").fill("wrong")
         page.locator("button").first.click()
-        page.wait_for_timeout(300)
+        expect(page.get_by_text("凭据不正确")).to_be_visible()
         assert page.locator("#compare-send").count() == 0
         page.locator("input[type=password]").fill(KEY)
         page.locator("button").first.click()
