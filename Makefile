@@ -29,7 +29,7 @@ bench: .venv/.ready    ## the serving benchmark against its in-process peers
 	$(BIN)/python benchmarks/bench_serving.py $(ARGS)
 
 persona: .venv/.ready    ## train the shipped persona again, from its shipped data
-	$(BIN)/python -m training.samples
+	$(BIN)/python -m training
 
 # Constraints rather than requirements: the lock knows every package, each target installs what it needs.
 .venv/.ready: requirements.lock pyproject.toml

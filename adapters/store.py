@@ -2,9 +2,9 @@
 `<root>/<name>/current` the number that the bare name means. The disk is the only truth about names, so a
 training process publishes to a running server by renaming a directory and replacing that one small file."""
 
-import os
 import shutil
 import tempfile
+import uuid
 from contextlib import suppress
 from pathlib import Path
 
@@ -52,7 +52,9 @@ class AdapterStore:
             number = self._rename_to_next_number(incoming, name)
         finally:
             shutil.rmtree(incoming, ignore_errors=True)  # renamed away unless something failed
-        self.set_current(name, number)
+        current = self._current_number(name)
+        if current is None or number > current:  # else a publisher beside this one was later
+            self.set_current(name, number)
         return self.version(name, number)
 
     def names(self) -> list[str]:
@@ -105,7 +107,7 @@ class AdapterStore:
     def set_current(self, name: str, number: int) -> AdapterVersion:
         """Move the name to a version (publish, rollback). Atomic."""
         version = self.version(name, number)
-        partial = self.root / name / f".current-{os.getpid()}"
+        partial = self.root / name / f".current-{uuid.uuid4().hex}"
         partial.write_text(str(number), encoding="ascii")
         partial.replace(self.root / name / CURRENT_FILE)
         return version

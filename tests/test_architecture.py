@@ -9,8 +9,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGES = {"adapters": set(), "serving": {"adapters"}, "training": {"adapters"}}
 FACE_LIBRARIES = {"fastapi", "gradio", "typer", "sse_starlette", "starlette", "uvicorn"}
-# Making the bundled base is a program of its own, with its own command line.
-OWN_PROGRAMS = {"training/pretrain/__main__.py"}
+# Making the bundled base and personas are programs of their own, with their own command lines.
+OWN_PROGRAMS = {"training/__main__.py", "training/pretrain/__main__.py"}
 FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 
 

@@ -262,7 +262,7 @@ class _Run:
     def _publish(self, model: object, record: TrainingRecord) -> AdapterVersion:
         self.watcher.on_stage("publishing")
         directory = self.journal.directory / "adapter"
-        save_adapter(model, directory)  # type: ignore[arg-type]
+        save_adapter(model, directory)
         renderer = ChatRenderer(self.base.tokenizer, self.base.stop_token_ids)
         AdapterManifest(
             name=self.config.name,

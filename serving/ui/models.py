@@ -22,7 +22,7 @@ def first_adapter(chat: ChatService) -> str:
 
 
 def picker(chat: ChatService, value: str, elem_id: str) -> gr.Dropdown:
-    return gr.Dropdown(choices(chat), value=value, label=t("model"), elem_id=elem_id, min_width=150, scale=2)
+    return gr.Dropdown(choices(chat), value=value, label=t("model"), elem_id=elem_id, min_width=150, scale=3)
 
 
 def refreshed(chat: ChatService, value: str | None, language: Language) -> gr.Dropdown:

@@ -77,6 +77,8 @@ CSS = """
 .trouble { color: #b91c1c; padding: 2px 4px; overflow-wrap: anywhere; } .dark .trouble { color: #fca5a5; }
 @keyframes breathe { 50% { opacity: .15; } }
 @media (prefers-reduced-motion: reduce) { .stats.running::after { animation: none; } }
+[id$="-stats"] .html-container, #head .html-container { padding: 0 !important; }
+[id$="-model"] input { line-height: 1.5 !important; text-overflow: ellipsis; padding-top: 2px; padding-bottom: 2px; }
 .prose.chatbot { opacity: 1 !important; }
 .token { color: inherit !important; }
 """
