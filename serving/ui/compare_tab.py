@@ -55,16 +55,19 @@ def compare_tab(chat: ChatService, page: gr.Blocks) -> None:
         send = gr.Button(t("send_button"), variant="primary", scale=1, min_width=90, elem_id="compare-send")
         stop = gr.Button(t("stop_button"), variant="stop", visible=False, scale=1, min_width=90, elem_id="compare-stop")
         clear = gr.Button(t("clear_button"), scale=1, min_width=90, elem_id="compare-clear")
-    samples = gr.Dataset(
-        components=[gr.Textbox(visible=False)], samples=[], label=t("examples"), elem_id="compare-samples"
-    )
+    with gr.Row():
+        samples = gr.Dataset(
+            components=[gr.Textbox(visible=False)],
+            samples=[],
+            label=t("examples"),
+            elem_id="compare-samples",
+            scale=5,
+            min_width=300,
+        )
+        seed = gr.Number(random_seed, label=t("seed_shared"), precision=0, scale=2, min_width=180, elem_id="seed")
+        dice = gr.Button(t("dice"), scale=1, min_width=90, elem_id="dice")
     with gr.Accordion(t("sampling"), open=False):
-        with gr.Row(equal_height=True):
-            lane_count = gr.Radio([2, 3, 4], value=2, label=t("lane_count"), min_width=150, elem_id="lane-count")
-            seed = gr.Number(
-                random_seed, label=t("seed"), info=t("seed_compare_info"), precision=0, min_width=150, elem_id="seed"
-            )
-            dice = gr.Button(t("dice"), min_width=120, elem_id="dice")
+        lane_count = gr.Radio([2, 3, 4], value=2, label=t("lane_count"), elem_id="lane-count")
         drawer = sampling_drawer(chat)
 
     logs = [lane.log for lane in lanes]

@@ -23,7 +23,6 @@ LABELS: dict[str, tuple[str, str]] = {
     "lane_d": ("丁", "Lane D"),
     "lane_count": ("栏数", "Lanes"),
     "strength": ("强度", "Strength"),
-    "strength_info": ("0 为底座，1 为训练所得", "0 is the base, 1 as trained"),
     "system": ("系统提示词", "System prompt"),
     "system_default": ("留空：使用该模型自带的提示词", "Empty: the model's own prompt"),
     "question": ("问题", "Question"),
@@ -37,14 +36,13 @@ LABELS: dict[str, tuple[str, str]] = {
     "clear_button": ("清空", "Clear"),
     "sampling": ("采样设置", "Sampling"),
     "temperature": ("温度", "Temperature"),
-    "temperature_info": ("0 为总取最可能的词", "0 always takes the likeliest token"),
     "top_p": ("Top-p", "Top-p"),
     "top_k": ("Top-k（0 为不限）", "Top-k (0: all)"),
     "max_tokens": ("最多生成 token 数", "Max new tokens"),
     "seed": ("随机种子", "Seed"),
     "seed_chat_info": ("留空：每次不同", "Empty: new each time"),
-    "seed_compare_info": ("各栏共用", "Shared by all lanes"),
-    "dice": ("🎲 换一个", "🎲 New dice"),
+    "seed_shared": ("随机种子（各栏共用）", "Seed (shared by all lanes)"),
+    "dice": ("换种子", "New dice"),
 }
 
 LINES: dict[str, tuple[str, str]] = {

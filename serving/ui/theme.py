@@ -79,6 +79,7 @@ CSS = """
 @media (prefers-reduced-motion: reduce) { .stats.running::after { animation: none; } }
 [id$="-stats"] .html-container, #head .html-container { padding: 0 !important; }
 [id$="-model"] input { line-height: 1.5 !important; text-overflow: ellipsis; padding-top: 2px; padding-bottom: 2px; }
+#dice { align-self: center; }
 .prose.chatbot { opacity: 1 !important; }
 .token { color: inherit !important; }
 """

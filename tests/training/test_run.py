@@ -80,6 +80,14 @@ def test_what_was_learned_comes_back_in_plain_peft(tiny_base: Path, tmp_path: Pa
         assert base.tokenizer.decode(out[0, len(prompt) :]) == f"{row['output']}<|im_end|>"
 
 
+def test_a_base_in_four_bits_is_trained_too(tiny_base: Path, tmp_path: Path) -> None:
+    finished = go(config(tiny_base, tmp_path, method="qlora", epochs=8), tmp_path / "home")
+    steps = [m.loss for m in Journal.open(tmp_path / "home" / "runs", finished.job_id).metrics() if m.kind == "step"]
+    assert sum(steps[-3:]) < 0.9 * sum(steps[:3])
+    base = load_base(str(tiny_base), device="cpu")  # served in 16 bits, the fingerprint is the same
+    assert finished.version.manifest.base_fingerprint == base.fingerprint
+
+
 def test_the_same_run_twice_makes_one_version(tiny_base: Path, tmp_path: Path) -> None:
     first = go(config(tiny_base, tmp_path), tmp_path / "home")
     second = go(config(tiny_base, tmp_path), tmp_path / "home")
