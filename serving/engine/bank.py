@@ -105,13 +105,14 @@ class AdapterBank:
             self._unload(next(old for old in self._active if old not in keep))
         slot = self._empty.pop()
         for name, module in weights.modules.items():
-            self._layers[name].slots[slot] = LoRAWeights(
+            on_device = LoRAWeights(
                 module.a.to(self._device, non_blocking=True), module.b.to(self._device, non_blocking=True)
             )
+            self._layers[name].load(slot, name, on_device)
         self._active[digest] = slot
 
     def _unload(self, digest: str) -> None:
         slot = self._active.pop(digest)
         for layer in self._layers.values():
-            layer.slots.pop(slot, None)
+            layer.unload(slot)
         self._empty.append(slot)

@@ -9,9 +9,10 @@ from adapters.errors import Invalid
 from adapters.settings import Settings
 from serving.engine.bank import AdapterBank
 from serving.engine.detokenizer import Detokenizer
+from serving.engine.install import install_lora
 from serving.engine.kernels import Kernels, kernels_for
 from serving.engine.kv_cache import BlockPool, KVCache
-from serving.engine.lora import StepAdapters, install_lora
+from serving.engine.lora import StepAdapters
 from serving.engine.model_runner import ModelRunner
 from serving.engine.sampler import Sampled
 from serving.engine.scheduler import Scheduler
@@ -33,11 +34,11 @@ class _Running:
 class Engine:
     """Takes over `base.model`: its attention and linear layers are replaced. `base` must not be used elsewhere."""
 
-    def __init__(self, base: BaseModel, settings: Settings, *, kernels: Kernels | None = None):
+    def __init__(self, base: BaseModel, settings: Settings, *, kernels: Kernels | None = None, fuse: bool = True):
         kernels = kernels or kernels_for(base.device)
         step = StepAdapters()
         shapes = base.linear_shapes  # before the layers are replaced
-        layers = install_lora(base.model, shapes, step, kernels)
+        layers = install_lora(base, step, kernels, fuse=fuse)
         self.base = base
         self.bank = AdapterBank(layers, shapes, num_slots=settings.adapter_slots, dtype=base.dtype, device=base.device)
         self.runner = ModelRunner(base, self.bank, step, kernels)

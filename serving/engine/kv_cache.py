@@ -123,8 +123,8 @@ class LayerShape:
 
 @dataclass(frozen=True)
 class LayerCache:
-    keys: Tensor  # (num_blocks · block_size, kv_heads, key_dim)
-    values: Tensor  # (num_blocks · block_size, kv_heads, value_dim)
+    keys: Tensor  # (kv_heads, num_blocks · block_size, key_dim): gathered rows are then ready for a matrix product
+    values: Tensor  # (kv_heads, num_blocks · block_size, value_dim)
 
 
 class KVCache:
@@ -136,8 +136,8 @@ class KVCache:
         tokens = num_blocks * block_size
         self.layers = [
             LayerCache(
-                keys=torch.zeros(tokens, shape.kv_heads, shape.key_dim, dtype=dtype, device=device),
-                values=torch.zeros(tokens, shape.kv_heads, shape.value_dim, dtype=dtype, device=device),
+                keys=torch.zeros(shape.kv_heads, tokens, shape.key_dim, dtype=dtype, device=device),
+                values=torch.zeros(shape.kv_heads, tokens, shape.value_dim, dtype=dtype, device=device),
             )
             for shape in shapes
         ]

@@ -1,13 +1,26 @@
-"""LoRALinear: a linear layer of the base plus, for each row, the deltas of the adapters that row asked for."""
+"""LoRALinear: linear layers of the base plus, for each row, the deltas of the adapters that row asked for.
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+Layers that read the same input (q, k and v; gate and up) can stand in one LoRALinear, side by side: one matrix
+product for all of them, and one for all their A."""
 
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import torch
 from torch import Tensor, nn
 
 from adapters.weights import LoRAWeights
-from serving.engine.kernels import Kernels
-from serving.engine.kernels.plan import LoRASegment
+
+if TYPE_CHECKING:
+    from serving.engine.kernels import Kernels
+
+SlotMix = tuple[tuple[int, float], ...]  # bank slots and strengths
+Layout = tuple[tuple[int, int], ...]  # (slot, rank) of consecutive columns of A x
+
+# Up to this many rows, one product over the joined A of all adapters in the step is cheaper than one a segment.
+JOIN_ROWS = 64
 
 
 @dataclass(frozen=True)
@@ -16,47 +29,125 @@ class RowSegment:
 
     start: int
     end: int
-    slots: tuple[tuple[int, float], ...]
+    slots: SlotMix
 
 
-@dataclass
+class StepRows:
+    """Which rows of one step belong to which adapters. Made anew for every step, so no row can inherit an adapter
+    from an earlier one."""
+
+    def __init__(self, segments: Sequence[RowSegment] = (), rows: int = 0, *, settled: bool = False):
+        self.segments = segments
+        self.rows = rows
+        # Joining copies A and B of the adapters in use; that pays once the same ones run for several steps.
+        self.joins = settled and rows <= JOIN_ROWS
+        self._masks: dict[tuple[Layout, torch.dtype], Tensor | None] = {}
+
+    @cached_property
+    def slots(self) -> tuple[int, ...]:
+        return tuple(sorted({slot for segment in self.segments for slot, _ in segment.slots}))
+
+    def mask(self, layout: Layout, like: Tensor) -> Tensor | None:
+        """(rows, columns of `layout`): each row's strength for each column, 0 for adapters of other rows. None when
+        all are 1."""
+        key = (layout, like.dtype)
+        if key not in self._masks:
+            self._masks[key] = self._build_mask(layout, like)
+        return self._masks[key]
+
+    def _build_mask(self, layout: Layout, like: Tensor) -> Tensor | None:
+        whole = len(self.segments) == 1 and self.segments[0].end - self.segments[0].start == self.rows
+        if whole and all(scale == 1 for _, scale in self.segments[0].slots):
+            return None
+        mask = torch.zeros(self.rows, sum(rank for _, rank in layout), dtype=like.dtype)
+        for segment in self.segments:
+            strengths = dict(segment.slots)
+            column = 0
+            for slot, rank in layout:
+                if slot in strengths:
+                    mask[segment.start : segment.end, column : column + rank] = strengths[slot]
+                column += rank
+        return mask.to(like.device)
+
+
 class StepAdapters:
-    """Which rows of the running step belong to which adapters. One object is shared by all layers; the runner
-    replaces its segments at every step, so no row can inherit an adapter from an earlier one."""
+    """The running step's rows, shared by all layers; the runner sets them before and clears them after each step."""
 
-    segments: list[RowSegment] = field(default_factory=list)
+    def __init__(self) -> None:
+        self.rows = StepRows()
+        self._last_slots: tuple[int, ...] = ()
+
+    def begin(self, segments: Sequence[RowSegment], rows: int) -> None:
+        step = StepRows(segments, rows)
+        self.rows = StepRows(segments, rows, settled=step.slots == self._last_slots)
+        self._last_slots = step.slots
+
+    def end(self) -> None:
+        self.rows = StepRows()
+
+
+@dataclass(frozen=True)
+class Joined:
+    """A and B of several slots, laid side by side for one product each."""
+
+    a: Tensor  # (columns, in_features)
+    layout: Layout
+    members: tuple[tuple[slice, slice, Tensor], ...]  # columns of A x, columns of the output, b (columns, out)
 
 
 class LoRALinear(nn.Module):
-    def __init__(self, base: nn.Module, step: StepAdapters, kernels: Kernels):
+    """`base` computes all members side by side; `widths` are their output features, by name."""
+
+    def __init__(self, base: nn.Module, widths: dict[str, int], step: StepAdapters, kernels: "Kernels"):
         super().__init__()
         self.base = base
         self.step = step
         self.kernels = kernels
-        self.slots: dict[int, LoRAWeights] = {}  # bank slot → this layer's part of the adapter in it
+        self.columns: dict[str, slice] = {}
+        start = 0
+        for name, width in widths.items():
+            self.columns[name] = slice(start, start + width)
+            start += width
+        self._weights: dict[int, dict[str, LoRAWeights]] = {}  # slot → member → weights
+        self._joined: tuple[tuple[int, ...], Joined | None] = ((), None)
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.base(x)
-        segments = self._segments()
-        if segments:
-            self.kernels.add_lora(out.view(-1, out.shape[-1]), x.reshape(-1, x.shape[-1]), segments)
+        if self._weights and self.step.rows.segments:
+            self.kernels.add_lora(out.view(-1, out.shape[-1]), x.reshape(-1, x.shape[-1]), self, self.step.rows)
         return out
 
-    def _segments(self) -> list[LoRASegment]:
-        return [
-            LoRASegment(rows.start, rows.end, weights.a, weights.b, scale)
-            for rows in self.step.segments
-            for slot, scale in rows.slots
-            if (weights := self.slots.get(slot)) is not None  # an adapter need not target every layer
-        ]
+    def load(self, slot: int, member: str, weights: LoRAWeights) -> None:
+        self._weights.setdefault(slot, {})[member] = weights
+        self._joined = ((), None)
 
+    def unload(self, slot: int) -> None:
+        self._weights.pop(slot, None)
+        self._joined = ((), None)
 
-def install_lora(model: nn.Module, names: Iterable[str], step: StepAdapters, kernels: Kernels) -> dict[str, LoRALinear]:
-    """Replace the named linear layers of `model` by LoRALinear; returns them by name."""
-    layers = {}
-    for name in names:
-        parent_name, _, child = name.rpartition(".")
-        parent = model.get_submodule(parent_name)
-        layers[name] = LoRALinear(model.get_submodule(name), step, kernels)
-        setattr(parent, child, layers[name])
-    return layers
+    def parts(self, slot: int) -> Iterable[tuple[slice, LoRAWeights]]:
+        """(columns of the output, weights) of each member that the adapter in `slot` targets: it need not target
+        every layer."""
+        return ((self.columns[name], weights) for name, weights in self._weights.get(slot, {}).items())
+
+    def joined(self, slots: tuple[int, ...]) -> Joined | None:
+        """The slots' weights side by side; None when none of them has any here. Kept until another set is asked for."""
+        if self._joined[0] != slots:
+            self._joined = (slots, self._join(slots))
+        return self._joined[1]
+
+    def _join(self, slots: tuple[int, ...]) -> Joined | None:
+        a: list[Tensor] = []
+        layout: list[tuple[int, int]] = []
+        members: list[tuple[slice, slice, Tensor]] = []
+        column = 0
+        for name, columns in self.columns.items():
+            present = [(slot, self._weights[slot][name]) for slot in slots if name in self._weights.get(slot, {})]
+            if not present:
+                continue
+            a += [weights.a for _, weights in present]
+            layout += [(slot, weights.a.shape[0]) for slot, weights in present]
+            b = torch.cat([weights.b.T for _, weights in present])
+            members.append((slice(column, column + len(b)), columns, b))
+            column += len(b)
+        return Joined(torch.cat(a), tuple(layout), tuple(members)) if a else None

@@ -3,72 +3,19 @@
 The transformers model runs as it is, on one flat row of tokens from many sequences; only its attention is
 ours (registered under a name) and its linear layers carry the adapters."""
 
-from dataclasses import dataclass
-from typing import Any
-
 import torch
 from torch import Tensor
-from transformers import AttentionInterface
 
 from adapters.base_model import BaseModel
-from adapters.errors import Invalid
+from serving.engine.attention import StepInput
 from serving.engine.bank import AdapterBank
+from serving.engine.install import probe_layers
 from serving.engine.kernels import Kernels
-from serving.engine.kernels.plan import AttentionPlan, AttentionSpec, Span
-from serving.engine.kv_cache import KVCache, LayerShape
+from serving.engine.kernels.plan import AttentionPlan, Span
+from serving.engine.kv_cache import KVCache
 from serving.engine.lora import RowSegment, StepAdapters
 from serving.engine.sampler import Sampled, sample
 from serving.engine.sequence import Batch, Chunk
-
-ATTENTION = "bianlian"
-
-
-@dataclass
-class StepInput:
-    """What travels through the model's forward to our attention, as the keyword `step_input`."""
-
-    kernels: Kernels
-    cache: KVCache
-    plan: AttentionPlan
-    slots: Tensor  # (rows,) int64: where each row's keys and values go
-
-
-@dataclass
-class LayerProbe:
-    """Takes StepInput's place in one forward at start, to learn what each layer keeps for a token."""
-
-    shapes: dict[int, LayerShape]
-
-
-def _attention(
-    module: Any,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    *,
-    step_input: StepInput | LayerProbe,
-    sliding_window: int | None = None,
-    softcap: float | None = None,
-    s_aux: Tensor | None = None,
-    **_: Any,
-) -> tuple[Tensor, None]:
-    """transformers' attention hook. query (1, heads, rows, key_dim); key and value likewise with kv_heads, rotary
-    applied; returns (1, rows, heads, value_dim)."""
-    if isinstance(step_input, LayerProbe):
-        step_input.shapes[module.layer_idx] = LayerShape(key.shape[1], key.shape[3], value.shape[3])
-        return query.new_zeros(1, query.shape[2], query.shape[1], value.shape[3]), None
-    cache = step_input.cache.layers[module.layer_idx]
-    rows = [t[0].transpose(0, 1) for t in (query, key, value)]  # (rows, heads, dim)
-    step_input.kernels.store_kv(cache, rows[1], rows[2], step_input.slots)
-    scale = scaling if scaling is not None else query.shape[-1] ** -0.5
-    spec = AttentionSpec(scale, sliding_window, softcap, s_aux)
-    return step_input.kernels.attend(rows[0], cache, step_input.plan, spec)[None], None
-
-
-AttentionInterface.register(ATTENTION, _attention)
 
 
 class ModelRunner:
@@ -78,7 +25,7 @@ class ModelRunner:
         self.step = step
         self.kernels = kernels
         self.block_size = 0
-        self.layer_shapes = self._probe_layers()
+        self.layer_shapes = probe_layers(base)
         self.cache: KVCache | None = None
 
     def allocate(self, num_blocks: int, block_size: int) -> None:
@@ -91,11 +38,11 @@ class ModelRunner:
         # Rows with the same adapters lie together: each adapter is then one matrix product a layer.
         ordered = sorted(batch, key=lambda chunk: chunk.sequence.request.mix)
         due = [chunk for chunk in ordered if chunk.samples]
-        self.step.segments = self._segments(ordered)
+        self.step.begin(self._segments(ordered), sum(chunk.count for chunk in ordered))
         try:
             logits = self._forward(ordered)
         finally:
-            self.step.segments = []
+            self.step.end()
         sampled = sample(logits, [chunk.sequence for chunk in due], self.base.stop_token_ids)
         return list(zip(due, sampled, strict=True))
 
@@ -146,28 +93,3 @@ class ModelRunner:
                 segments.append(RowSegment(row, end, slots))
             row = end
         return segments
-
-    @torch.inference_mode()
-    def _probe_layers(self) -> list[LayerShape]:
-        """Run one token through the model with our attention. Invalid when an architecture does not go through it
-        in every layer: it would attend with its own code, across sequences."""
-        model = self.base.model
-        layers = model.config.get_text_config().num_hidden_layers
-        probe = LayerProbe({})
-        try:
-            model.set_attn_implementation(ATTENTION)
-            model(
-                input_ids=torch.zeros(1, 1, dtype=torch.long, device=self.base.device),
-                position_ids=torch.zeros(1, 1, dtype=torch.long, device=self.base.device),
-                use_cache=False,
-                step_input=probe,
-            )
-        except (TypeError, ValueError) as error:
-            raise Invalid(f"base '{self.base.name}' cannot run in this engine: {error}", param="base") from error
-        if set(probe.shapes) != set(range(layers)):
-            raise Invalid(
-                f"base '{self.base.name}' ({model.config.model_type}) has {layers} layers; only {len(probe.shapes)} "
-                "use attention that the engine can replace; choose a model of plain attention layers",
-                param="base",
-            )
-        return [probe.shapes[layer] for layer in range(layers)]

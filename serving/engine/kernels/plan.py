@@ -1,10 +1,12 @@
 """What a step tells the kernels, prepared once and used by every layer."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
 from torch import Tensor
+
+from serving.engine.kv_cache import LayerCache
 
 
 @dataclass(frozen=True)
@@ -31,13 +33,15 @@ class AttentionPlan:
         return DecodeGroup.of(spans) if spans else None
 
 
-@dataclass(frozen=True)
+@dataclass
 class DecodeGroup:
     """All sequences with one query in the step, padded to the longest."""
 
     rows: Tensor  # (n,) int64
     slots: Tensor  # (n, longest) int64; padding points at slot 0
     hidden: Tensor  # (n, longest) bool: True where there is only padding
+    _buffers: dict[tuple[str, torch.Size], Tensor] = field(default_factory=dict)
+    _rows_of: dict[tuple[int, int], Tensor] = field(default_factory=dict)
 
     @staticmethod
     def of(spans: list[Span]) -> "DecodeGroup":
@@ -46,6 +50,23 @@ class DecodeGroup:
         slots = torch.nn.utils.rnn.pad_sequence([span.slots for span in spans], batch_first=True)
         hidden = torch.arange(slots.shape[1], device=device) >= lengths[:, None]
         return DecodeGroup(torch.tensor([span.row for span in spans], device=device), slots, hidden)
+
+    def gather(self, cache: LayerCache) -> tuple[Tensor, Tensor]:
+        """Keys and values of the group, (kv_heads, n, longest, dim) each. The memory is used again by the next
+        layer: fresh pages for each would cost more than the copy."""
+        return self._take("keys", cache.keys), self._take("values", cache.values)
+
+    def _take(self, name: str, kept: Tensor) -> Tensor:
+        heads, tokens, dim = kept.shape
+        rows = self._rows_of.get((heads, tokens))
+        if rows is None:
+            starts = torch.arange(heads, device=kept.device)[:, None] * tokens
+            rows = self._rows_of[(heads, tokens)] = (starts + self.slots.flatten()).flatten()
+        buffer = self._buffers.get((name, kept.shape))
+        if buffer is None:
+            buffer = self._buffers[(name, kept.shape)] = kept.new_empty(len(rows), dim)
+        torch.index_select(kept.view(-1, dim), 0, rows, out=buffer)
+        return buffer.view(heads, *self.slots.shape, dim)
 
 
 @dataclass(frozen=True)
@@ -60,14 +81,3 @@ class AttentionSpec:
     @property
     def plain(self) -> bool:
         return self.window is None and self.softcap is None and self.sinks is None
-
-
-@dataclass(frozen=True)
-class LoRASegment:
-    """Rows `start` to `end` of the step get `scale` · B (A x)."""
-
-    start: int
-    end: int
-    a: Tensor  # (rank, in_features)
-    b: Tensor  # (out_features, rank)
-    scale: float

@@ -1,16 +1,40 @@
 """The kernels in plain PyTorch, one sequence at a time: what the fast ones must agree with."""
 
-import torch
-from torch import Tensor
+from collections.abc import Sequence
 
-from serving.engine.kernels.plan import AttentionPlan, AttentionSpec, LoRASegment, Span
+import torch
+from torch import Tensor, nn
+
+from serving.engine.kernels.plan import AttentionPlan, AttentionSpec, Span
 from serving.engine.kv_cache import LayerCache
+from serving.engine.lora import LoRALinear, StepRows
+
+
+def join_linears(linears: Sequence[nn.Linear]) -> nn.Module:
+    """One layer that computes all of them side by side; they read the same input."""
+    if len(linears) == 1:
+        return linears[0]
+    weight = torch.cat([linear.weight.detach() for linear in linears])
+    joined = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+    joined.weight = nn.Parameter(weight, requires_grad=False)
+    joined.bias = None if (bias := joined_bias(linears)) is None else nn.Parameter(bias, requires_grad=False)
+    return joined
+
+
+def joined_bias(linears: Sequence[nn.Linear]) -> Tensor | None:
+    """Their biases side by side, zeros for layers without; None when none has one."""
+    if all(linear.bias is None for linear in linears):
+        return None
+    zeros = [linear.weight.new_zeros(linear.out_features) for linear in linears]
+    return torch.cat(
+        [zero if linear.bias is None else linear.bias.detach() for linear, zero in zip(linears, zeros, strict=True)]
+    )
 
 
 def store_kv(cache: LayerCache, keys: Tensor, values: Tensor, slots: Tensor) -> None:
     """keys (rows, kv_heads, key_dim), values (rows, kv_heads, value_dim) → the cache at `slots` (rows,)."""
-    cache.keys.index_copy_(0, slots, keys)
-    cache.values.index_copy_(0, slots, values)
+    cache.keys.index_copy_(1, slots, keys.transpose(0, 1))
+    cache.values.index_copy_(1, slots, values.transpose(0, 1))
 
 
 def attend(query: Tensor, cache: LayerCache, plan: AttentionPlan, spec: AttentionSpec) -> Tensor:
@@ -18,16 +42,17 @@ def attend(query: Tensor, cache: LayerCache, plan: AttentionPlan, spec: Attentio
     out = query.new_empty(*query.shape[:2], cache.values.shape[2])
     for span in plan.spans:
         rows = slice(span.row, span.row + span.count)
-        out[rows] = attend_span(query[rows], cache.keys[span.slots], cache.values[span.slots], span, spec)
+        out[rows] = attend_span(query[rows], cache.keys[:, span.slots], cache.values[:, span.slots], span, spec)
     return out
 
 
 def attend_span(query: Tensor, keys: Tensor, values: Tensor, span: Span, spec: AttentionSpec) -> Tensor:
-    """Softmax attention over grouped heads, in float32: query head h reads key head h // group."""
-    heads, kv_heads = query.shape[1], keys.shape[1]
-    keys = keys.repeat_interleave(heads // kv_heads, dim=1).float()
-    values = values.repeat_interleave(heads // kv_heads, dim=1).float()
-    scores = torch.einsum("qhd,khd->hqk", query.float(), keys) * spec.scale
+    """Softmax attention over grouped heads, in float32: query head h reads key head h // group. query (count, heads,
+    dim), keys and values (kv_heads, length, dim)."""
+    heads, kv_heads = query.shape[1], keys.shape[0]
+    keys = keys.repeat_interleave(heads // kv_heads, dim=0).float()
+    values = values.repeat_interleave(heads // kv_heads, dim=0).float()
+    scores = torch.einsum("qhd,hkd->hqk", query.float(), keys) * spec.scale
     if spec.softcap is not None:
         scores = torch.tanh(scores / spec.softcap) * spec.softcap
     at = torch.arange(span.length - span.count, span.length, device=query.device)[:, None]
@@ -42,12 +67,14 @@ def attend_span(query: Tensor, keys: Tensor, values: Tensor, span: Span, spec: A
         weights = torch.cat([scores, sinks], dim=-1).softmax(dim=-1)[..., :-1]
     else:
         weights = scores.softmax(dim=-1)
-    return torch.einsum("hqk,khd->qhd", weights, values).to(query.dtype)
+    return torch.einsum("hqk,hkd->qhd", weights, values).to(query.dtype)
 
 
-def add_lora(out: Tensor, x: Tensor, segments: list[LoRASegment]) -> None:
+def add_lora(out: Tensor, x: Tensor, layer: LoRALinear, rows: StepRows) -> None:
     """out (rows, out_features) += scale · (x Aᵀ) Bᵀ on each segment's rows; x (rows, in_features). In place."""
-    for segment in segments:
-        rows = slice(segment.start, segment.end)
-        delta = (x[rows].float() @ segment.a.float().T) @ segment.b.float().T
-        out[rows] += (segment.scale * delta).to(out.dtype)
+    for segment in rows.segments:
+        here = slice(segment.start, segment.end)
+        for slot, scale in segment.slots:
+            for columns, weights in layer.parts(slot):
+                delta = (x[here].float() @ weights.a.float().T) @ weights.b.float().T
+                out[here, columns] += (scale * delta).to(out.dtype)

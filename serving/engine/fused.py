@@ -1,0 +1,106 @@
+"""Decoder blocks of Llama's kind with their linear layers joined: one product for q, k and v, one for gate and up,
+fewer small operations between them. The arithmetic, its order and its roundings are transformers' own."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from serving.engine.attention import LayerProbe, StepInput
+from serving.engine.kernels.plan import AttentionSpec
+from serving.engine.lora import LoRALinear
+
+# Classes whose forward was compared with the one below, line by line. Others run as transformers wrote them.
+FUSED_LAYERS = {"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer"}
+
+Join = Callable[[list[str]], LoRALinear]  # names of linear layers → one LoRALinear that stands for them
+
+
+def can_fuse(layer: nn.Module) -> bool:
+    """Whether FusedLayer computes what `layer` does: its class is known and its layers are plain."""
+    if type(layer).__name__ not in FUSED_LAYERS:
+        return False
+    attention, mlp = layer.get_submodule("self_attn"), layer.get_submodule("mlp")
+    linears = [getattr(attention, f"{x}_proj") for x in "qkvo"] + [mlp.gate_proj, mlp.up_proj, mlp.down_proj]
+    return all(type(linear) is nn.Linear for linear in linears) and isinstance(mlp.act_fn, nn.SiLU)
+
+
+class FusedLayer(nn.Module):
+    """Stands in the place of a decoder layer; `path` is that place, `join` makes the joined linear layers."""
+
+    def __init__(self, layer: Any, path: str, join: Join):
+        super().__init__()
+        attention = layer.self_attn
+        self.layer_idx: int = attention.layer_idx
+        self.head_dim: int = attention.head_dim
+        config = attention.config
+        self.heads: int = config.num_attention_heads
+        self.kv_heads: int = config.num_key_value_heads
+        window = getattr(attention, "sliding_window", None)
+        if type(layer).__name__ == "MistralDecoderLayer":
+            window = config.sliding_window
+        self.spec = AttentionSpec(attention.scaling, window)
+        self.input_norm = _RMSNorm(layer.input_layernorm)
+        self.mlp_norm = _RMSNorm(layer.post_attention_layernorm)
+        self.qk_norm: tuple[Tensor, float] | None = None
+        if hasattr(attention, "q_norm"):
+            q, k = attention.q_norm, attention.k_norm
+            weight = torch.cat([q.weight.expand(self.heads, -1), k.weight.expand(self.kv_heads, -1)])
+            self.qk_norm = (weight.detach(), q.variance_epsilon)
+        self.qkv = join([f"{path}.self_attn.{x}_proj" for x in "qkv"])
+        self.out = join([f"{path}.self_attn.o_proj"])
+        self.gate_up = join([f"{path}.mlp.gate_proj", f"{path}.mlp.up_proj"])
+        self.down = join([f"{path}.mlp.down_proj"])
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        *,
+        position_embeddings: tuple[Tensor, Tensor],
+        step_input: StepInput | LayerProbe,
+        **_: Any,
+    ) -> Tensor:
+        """hidden_states (1, rows, hidden) → the same shape."""
+        hidden = hidden_states[0]
+        hidden = hidden + self._attention(self.input_norm(hidden), position_embeddings, step_input)
+        hidden = hidden + self._mlp(self.mlp_norm(hidden))
+        return hidden[None]
+
+    def _attention(self, x: Tensor, rotary: tuple[Tensor, Tensor], step_input: StepInput | LayerProbe) -> Tensor:
+        rows = x.shape[0]
+        heads = self.qkv(x).view(rows, -1, self.head_dim)  # query, key and value heads, in this order
+        qk, value = heads[:, : -self.kv_heads], heads[:, -self.kv_heads :]
+        if self.qk_norm is not None:
+            weight, epsilon = self.qk_norm
+            qk = weight * F.rms_norm(qk, (self.head_dim,), None, epsilon)
+        qk = _rotate(qk, rotary[0][0][:, None], rotary[1][0][:, None])
+        query, key = qk[:, : self.heads], qk[:, self.heads :]
+        attended = step_input.attend(self.layer_idx, query, key, value, self.spec)
+        out: Tensor = self.out(attended.reshape(rows, -1))
+        return out
+
+    def _mlp(self, x: Tensor) -> Tensor:
+        gate, up = self.gate_up(x).chunk(2, dim=-1)
+        out: Tensor = self.down(F.silu(gate) * up)
+        return out
+
+
+class _RMSNorm(nn.Module):
+    """Root-mean-square norm as Llama's family rounds it: normalised in float32, cast, then weighted."""
+
+    def __init__(self, norm: Any):
+        super().__init__()
+        self.weight = norm.weight.detach()
+        self.epsilon: float = norm.variance_epsilon
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.weight * F.rms_norm(x, (x.shape[-1],), None, self.epsilon)
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary embedding on (rows, heads, dim); cos and sin (rows, 1, dim). Su et al. 2021, halves as in GPT-NeoX."""
+    half = x.shape[-1] // 2
+    turned = torch.cat((-x[..., half:], x[..., :half]), dim=-1)
+    return x * cos + turned * sin

@@ -1,0 +1,64 @@
+"""Taking over a transformers model: its linear layers become LoRALinear, its blocks fused where that is known to be
+the same, its attention ours."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from adapters.base_model import BaseModel
+from adapters.errors import Invalid
+from serving.engine.attention import ATTENTION, LayerProbe
+from serving.engine.fused import FusedLayer, can_fuse
+from serving.engine.kernels import Kernels
+from serving.engine.kv_cache import LayerShape
+from serving.engine.lora import LoRALinear, StepAdapters
+
+
+def install_lora(base: BaseModel, step: StepAdapters, kernels: Kernels, *, fuse: bool = True) -> dict[str, LoRALinear]:
+    """Replace every linear layer of `base.model`; returns, for each by name, the LoRALinear that now computes it."""
+    model: nn.Module = base.model
+    remaining = list(base.linear_shapes)  # by name, before anything is replaced
+    installed: dict[str, LoRALinear] = {}
+
+    def join(names: Sequence[str]) -> LoRALinear:
+        linears = [model.get_submodule(name) for name in names]
+        widths = {name: base.linear_shapes[name][1] for name in names}
+        layer = LoRALinear(kernels.join_linears(linears), widths, step, kernels)  # type: ignore[arg-type]
+        installed.update(dict.fromkeys(names, layer))
+        return layer
+
+    for path, module in list(model.named_modules()):
+        if fuse and can_fuse(module):
+            _replace(model, path, FusedLayer(module, path, join))
+    for name in remaining:
+        if name not in installed:
+            _replace(model, name, join([name]))
+    return installed
+
+
+def probe_layers(base: BaseModel) -> list[LayerShape]:
+    """Switch the model's attention to ours and run one token, to learn what each layer keeps. Invalid when not every
+    layer goes through it: that one would attend with its own code, across sequences."""
+    model = base.model
+    layers = model.config.get_text_config().num_hidden_layers
+    probe = LayerProbe({})
+    zero = torch.zeros(1, 1, dtype=torch.long, device=base.device)
+    try:
+        model.set_attn_implementation(ATTENTION)
+        with torch.inference_mode():
+            model(input_ids=zero, position_ids=zero, use_cache=False, step_input=probe)
+    except (TypeError, ValueError) as error:
+        raise Invalid(f"base '{base.name}' cannot run in this engine: {error}", param="base") from error
+    if set(probe.shapes) != set(range(layers)):
+        raise Invalid(
+            f"base '{base.name}' ({model.config.model_type}) has {layers} layers; only {len(probe.shapes)} "
+            "use attention that the engine can replace; choose a model of plain attention layers",
+            param="base",
+        )
+    return [probe.shapes[layer] for layer in range(layers)]
+
+
+def _replace(model: nn.Module, path: str, module: nn.Module) -> None:
+    parent, _, child = path.rpartition(".")
+    setattr(model.get_submodule(parent), child, module)
