@@ -24,7 +24,7 @@ def can_fuse(layer: nn.Module) -> bool:
         return False
     attention, mlp = layer.get_submodule("self_attn"), layer.get_submodule("mlp")
     linears = [getattr(attention, f"{x}_proj") for x in "qkvo"] + [mlp.gate_proj, mlp.up_proj, mlp.down_proj]
-    return all(type(linear) is nn.Linear for linear in linears) and isinstance(mlp.act_fn, nn.SiLU)
+    return all(type(linear) is nn.Linear for linear in linears) and mlp.config.hidden_act == "silu"
 
 
 class FusedLayer(nn.Module):
