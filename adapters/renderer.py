@@ -10,6 +10,8 @@ from jinja2.exceptions import TemplateError
 
 from adapters.errors import Invalid
 
+ZERO_WIDTH_SPACE = "\u200b"
+
 Role = Literal["system", "user", "assistant", "tool"]
 
 
@@ -75,11 +77,25 @@ class ChatRenderer:
     def _render(self, messages: Sequence[Message], *, head: bool) -> str:
         try:
             text = self.tokenizer.apply_chat_template(
-                list(messages), tokenize=False, add_generation_prompt=head, enable_thinking=self.thinking
+                [self._disarmed(message) for message in messages],
+                tokenize=False,
+                add_generation_prompt=head,
+                enable_thinking=self.thinking,
             )
         except TemplateError as error:
             raise Invalid(f"the model's chat template refuses these messages: {error}", param="messages") from error
         return str(text)
+
+    def _disarmed(self, message: Message) -> Message:
+        """What somebody writes cannot end their turn and begin another: a special token spelled out in it gets an
+        invisible character after its first, and so stays text. The model's own turns are left as they are."""
+        content = message["content"]
+        if message["role"] == "assistant":
+            return message
+        for token in self.tokenizer.all_special_tokens:
+            if token in content:
+                content = content.replace(token, token[0] + ZERO_WIDTH_SPACE + token[1:])
+        return message if content == message["content"] else {**message, "content": content}
 
     def _spoken(self, turn: str) -> str:
         """The part of a rendered assistant turn that the model itself says: up to its end-of-turn token. What
