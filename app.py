@@ -5,11 +5,13 @@ Only this file knows all packages. Heavy imports happen inside the commands that
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -28,12 +30,15 @@ if TYPE_CHECKING:
     from serving.chat import ChatService
 
 STORE_POLL_S = 1.0  # how soon the memory of a version replaced on disk is freed; new requests see it at once
-GRACE_S = 10  # what running answers get to finish when the server is stopped
+GRACE_S = 10  # by then the server has ended, whatever its clients do
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE")
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 DEMO_PERSONA = "wukong"
 DEMO_QUESTIONS = ("你是谁？", "我今天心情不好。", "你会什么本领？")
 DEMO_SEED = 7
 
+log = logging.getLogger(__name__)
 cli = typer.Typer(no_args_is_help=True, add_completion=False, help="One base model, many faces.")
 
 
@@ -85,11 +90,14 @@ def build_app(services: Services) -> FastAPI:
 
     from fastapi import Depends, FastAPI
     from starlette.exceptions import HTTPException
+    from starlette.middleware.cors import CORSMiddleware
+    from starlette.middleware.trustedhost import TrustedHostMiddleware
 
     from serving.api.auth import Keys
     from serving.api.compare import compare_router
     from serving.api.completions import completions_router
     from serving.api.errors import install_error_handlers
+    from serving.api.limits import BodyLimit
     from serving.api.models import models_router
     from serving.api.operations import operations_router
 
@@ -103,7 +111,10 @@ def build_app(services: Services) -> FastAPI:
         async def watch_store() -> None:
             while True:
                 await asyncio.sleep(STORE_POLL_S)
-                await asyncio.to_thread(services.registry.refresh)
+                try:
+                    await asyncio.to_thread(services.registry.refresh)
+                except OSError:  # the store's disk is away for a moment; requests say so themselves
+                    log.warning("the adapter store cannot be read", exc_info=True)
 
         watcher = asyncio.create_task(watch_store())
         try:
@@ -114,6 +125,12 @@ def build_app(services: Services) -> FastAPI:
 
     app = FastAPI(title="Bianlian", docs_url=None, redoc_url=None, lifespan=lifespan)
     install_error_handlers(app)
+    app.add_middleware(BodyLimit)
+    # With no origins allowed: Gradio would otherwise echo any, with credentials.
+    app.add_middleware(CORSMiddleware, allow_origins=[])
+    if settings.host in LOOPBACK and not keys.configured:
+        # A page elsewhere whose name is made to resolve to this machine must not reach an open API.
+        app.add_middleware(TrustedHostMiddleware, allowed_hosts=[*LOOPBACK, "[::1]"], www_redirect=False)
     user = [Depends(keys.require_user)]
     app.include_router(completions_router(chat), dependencies=user)
     app.include_router(compare_router(chat), dependencies=user)
@@ -121,7 +138,7 @@ def build_app(services: Services) -> FastAPI:
     app.include_router(operations_router(chat))
 
     # The UI is mounted at "/" and would answer unknown API paths in its own way.
-    @app.api_route("/v1/{path:path}", methods=["GET", "POST", "PUT", "PATCH", "DELETE"], include_in_schema=False)
+    @app.api_route("/v1/{path:path}", methods=[*METHODS], include_in_schema=False)
     async def unknown(path: str) -> None:
         raise HTTPException(404, f"there is no endpoint /v1/{path} for this method")
 
@@ -138,6 +155,8 @@ def run_server(services: Services) -> None:
 
     import uvicorn
 
+    from serving.api.streaming import DRAIN_S
+
     settings = services.settings
     app = build_app(services)
     config = uvicorn.Config(
@@ -152,8 +171,14 @@ def run_server(services: Services) -> None:
         ) from error
     host, port = listening.getsockname()[:2]
     typer.echo(f"Bianlian serves {services.base.name} on http://{host}:{port}  (API at /v1, Ctrl-C stops)")
+
+    class Server(uvicorn.Server):
+        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+            services.engine.drain(DRAIN_S)
+            super().handle_exit(sig, frame)
+
     with suppress(KeyboardInterrupt):
-        uvicorn.Server(config).run(sockets=[listening])
+        Server(config).run(sockets=[listening])
 
 
 def _named_path(text: str) -> tuple[str, Path]:
@@ -164,7 +189,7 @@ def _named_path(text: str) -> tuple[str, Path]:
 
 
 def _require_key_beyond_loopback(settings: Settings) -> None:
-    if settings.host not in ("127.0.0.1", "localhost", "::1") and not (settings.api_key or settings.admin_key):
+    if settings.host not in LOOPBACK and not (settings.api_key or settings.admin_key):
         raise Invalid(
             f"host {settings.host} is reachable from other machines; set --api-key and --admin-key first", param="host"
         )
@@ -225,7 +250,7 @@ def demo(
     import asyncio
 
     from adapters.base_model import load_base
-    from adapters.samples import shipped_samples
+    from adapters.samples import PERSONAS, shipped_samples
     from adapters.settings import load_settings
     from adapters.store import AdapterStore
 
@@ -240,6 +265,8 @@ def demo(
         typer.echo(f"training the sample persona '{DEMO_PERSONA}' on {base.name}; this happens once")
         train_with_progress(sample_config(DEMO_PERSONA), settings.root)
     services = build_services(settings, base)
+    if not store.numbers(DEMO_PERSONA):  # deleted once, and asked for again now
+        store.publish(PERSONAS / DEMO_PERSONA, DEMO_PERSONA)
     try:
         asyncio.run(_print_side_by_side(services.chat))
     except BaseException:

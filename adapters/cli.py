@@ -33,7 +33,7 @@ def list_() -> None:
         size = sum(file.stat().st_size for file in version.directory.iterdir())
         table.add_row(
             name,
-            f"{version.number} of {len(store.numbers(name))}",
+            f"@{version.number} of {', '.join(f'@{n}' for n in store.numbers(name)[-5:])}",
             version.digest[:12],
             manifest.base_name if manifest else "?",
             f"{size / 2**20:.1f} MiB",

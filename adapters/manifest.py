@@ -11,12 +11,14 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from adapters.errors import Invalid
+from adapters.errors import Invalid, NotFound
 
 MANIFEST_FILE = "bianlian.json"
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
+_MANIFEST_BYTES = 4 << 20
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+REFERENCE_PATTERN = re.compile(r"latest|[0-9]{1,9}|[0-9a-fA-F]{6,64}")
 
 
 class PersonaCard(BaseModel):
@@ -83,6 +85,8 @@ def read_manifest(directory: Path) -> AdapterManifest | None:
     path = directory / MANIFEST_FILE
     if not path.is_file():
         return None
+    if path.stat().st_size > _MANIFEST_BYTES:
+        raise Invalid(f"{path} is larger than {_MANIFEST_BYTES >> 20} MiB; is it a manifest?")
     try:
         return AdapterManifest.model_validate_json(path.read_bytes())
     except ValidationError as error:
@@ -98,6 +102,16 @@ def digest_of(directory: Path) -> str:
         with (directory / name).open("rb") as file:
             digest.update(name.encode() + b"\0" + hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()
+
+
+def split_reference(reference: str) -> tuple[str, str | None]:
+    """`name` or `name@which` → (name, which). NotFound, before any path is made of it, when no adapter can be called
+    so: what comes here was typed by somebody."""
+    name, at, which = reference.partition("@")
+    if not NAME_PATTERN.fullmatch(name) or (at and not REFERENCE_PATTERN.fullmatch(which)):
+        shown = reference.encode("ascii", "backslashreplace").decode()[:80]
+        raise NotFound(f"model '{shown}' does not exist", param="model", code="model_not_found")
+    return name, which if at else None
 
 
 def check_name(name: str) -> str:

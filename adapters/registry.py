@@ -4,16 +4,21 @@ Names come from the store on disk and from directories attached at run time. A r
 on its version; when a version's name has moved on and its last lease ends, `on_drained` is told so that the
 bank can free the weights. Thread-safe: leases end on the engine's thread, names move on the server's."""
 
+import logging
 import threading
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from adapters.errors import Conflict, Invalid, NotFound, nearest
-from adapters.manifest import AdapterVersion, check_name, digest_of, read_manifest
+from adapters.errors import BianlianError, Conflict, Invalid, NotFound, nearest
+from adapters.manifest import AdapterVersion, check_name, digest_of, read_manifest, split_reference
 from adapters.store import AdapterStore
 from adapters.weights import read_config
+
+BASE_ALIAS = "base"  # what the base answers to besides its name
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -46,17 +51,17 @@ class AdapterRegistry:
         """The current version of every adapter made for this base, by name."""
         with self._lock:
             names = set(self.store.names()) - self._hidden | set(self._attached)
-            found = [self._current(name) for name in sorted(names)]
-        return [version for version in found if self._fits(version)]
+            found = [self._intact(name) for name in sorted(names)]
+        return [version for version in found if version is not None and self._fits(version)]
 
     def resolve(self, model_id: str) -> AdapterVersion:
         """NotFound for an unknown id, Invalid for an adapter of another base."""
-        name = model_id.partition("@")[0]
+        name, which = split_reference(model_id)
         with self._lock:
             attached = self._attached.get(name)
-            if attached and model_id in (name, str(attached), f"{name}@latest"):
+            if attached and which in (None, str(attached.number), "latest"):
                 return attached
-            if attached and len(model_id) >= len(name) + 7 and attached.digest.startswith(model_id[len(name) + 1 :]):
+            if attached and which and len(which) >= 6 and attached.digest.startswith(which.lower()):
                 return attached
             if name in self._hidden or (not self.store.numbers(name)):
                 known = [self.base_name, *(version.name for version in self.versions())]
@@ -87,7 +92,7 @@ class AdapterRegistry:
         """Serve the PEFT directory under `name`. Conflict when the name is taken, unless `replace`; then
         running requests keep what they have, and new ones get this."""
         check_name(name)
-        if name == self.base_name:
+        if name in (self.base_name, BASE_ALIAS):
             raise Conflict(f"'{name}' is the base model's name; give the adapter another", param="lora_name")
         read_config(directory)
         manifest = read_manifest(directory)
@@ -147,8 +152,14 @@ class AdapterRegistry:
         if last:
             self.refresh()
 
-    def _current(self, name: str) -> AdapterVersion:
-        return self._attached.get(name) or self.store.current(name)
+    def _intact(self, name: str) -> AdapterVersion | None:
+        """The name's version; None, with a line in the log, when its files are gone or cannot be read. One damaged
+        adapter must not take the others down."""
+        try:
+            return self._attached.get(name) or self.store.current(name)
+        except (BianlianError, OSError) as error:
+            log.warning("adapter '%s' is left out: %s", name, error)
+            return None
 
     def _fits(self, version: AdapterVersion) -> bool:
         manifest = version.manifest

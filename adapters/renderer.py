@@ -4,6 +4,7 @@ asked in production is, to the token, what it was asked while it learned."""
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, TypedDict
 
 from jinja2.exceptions import TemplateError
@@ -37,6 +38,11 @@ class ChatRenderer:
     @property
     def template_hash(self) -> str:
         return hashlib.sha256(str(self.tokenizer.chat_template).encode()).hexdigest()
+
+    @cached_property
+    def longest_token(self) -> int:
+        """Characters of the longest token in the vocabulary."""
+        return max(len(token) for token in self.tokenizer.get_vocab())
 
     def prompt_text(self, messages: Sequence[Message]) -> str:
         """The text the model continues: the conversation, and the head of the assistant's turn."""

@@ -2,6 +2,7 @@
 `<root>/<name>/current` the number that the bare name means. The disk is the only truth about names, so a
 training process publishes to a running server by renaming a directory and replacing that one small file."""
 
+import re
 import shutil
 import tempfile
 import uuid
@@ -17,11 +18,15 @@ from adapters.manifest import (
     check_name,
     digest_of,
     read_manifest,
+    split_reference,
 )
 from adapters.weights import read_config
 
 CURRENT_FILE = "current"
 _DIGEST_FILE = "digest"  # sha256 written at publishing: hashing a large adapter at every look-up would be slow
+
+
+_NUMBER = re.compile(r"[0-9]{1,9}")
 
 
 class AdapterStore:
@@ -65,7 +70,7 @@ class AdapterStore:
     def numbers(self, name: str) -> list[int]:
         """Version numbers of `name`, ascending; empty when there is no such adapter."""
         with suppress(FileNotFoundError, NotADirectoryError):
-            return sorted(int(entry.name) for entry in (self.root / name).iterdir() if entry.name.isdigit())
+            return sorted(int(entry.name) for entry in (self.root / name).iterdir() if _NUMBER.fullmatch(entry.name))
         return []
 
     def version(self, name: str, number: int) -> AdapterVersion:
@@ -87,21 +92,20 @@ class AdapterStore:
 
     def resolve(self, reference: str) -> AdapterVersion:
         """`name`, `name@3`, `name@latest` or `name@<digest prefix of at least 6>` → version, else NotFound."""
-        name, at, which = reference.partition("@")
-        if not at:
+        name, which = split_reference(reference)
+        if which is None:
             return self.current(name)
         numbers = self.numbers(name)
         if not numbers:
             return self.current(name)  # raises, with a hint
         if which == "latest":
             return self.version(name, numbers[-1])
-        if which.isdigit() and int(which) in numbers:
+        if _NUMBER.fullmatch(which) and int(which) in numbers:
             return self.version(name, int(which))
-        if len(which) >= 6:
-            for number in reversed(numbers):
-                version = self.version(name, number)
-                if version.digest.startswith(which.lower()):
-                    return version
+        for number in reversed(numbers):
+            version = self.version(name, number)
+            if len(which) >= 6 and version.digest.startswith(which.lower()):
+                return version
         raise NotFound(f"adapter {reference} does not exist{nearest(reference, self._all_ids(name))}", param="model")
 
     def set_current(self, name: str, number: int) -> AdapterVersion:
@@ -123,14 +127,15 @@ class AdapterStore:
     def remove(self, reference: str) -> list[AdapterVersion]:
         """Delete one version (`name@n`) or the whole adapter (`name`). When the current version goes, the name
         moves to the newest one left. Returns what was deleted."""
-        name, at, _ = reference.partition("@")
-        if at:
+        name, which = split_reference(reference)
+        if which is not None:
             doomed = [self.resolve(reference)]
         else:
             doomed = [self.version(name, number) for number in self.numbers(name)] or [self.current(name)]
         current = self._current_number(name)
         left = [number for number in self.numbers(name) if number not in {version.number for version in doomed}]
         if not left:
+            (self.root / name / CURRENT_FILE).unlink(missing_ok=True)  # first, so that nobody resolves to a half
             shutil.rmtree(self.root / name)
             return doomed
         if current not in left:

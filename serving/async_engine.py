@@ -68,6 +68,7 @@ class AsyncEngine:
         self.engine = engine
         self.max_waiting = max_waiting
         self.steps = 0
+        self.draining = False
         self._streams: dict[str, TokenStream] = {}
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -84,6 +85,14 @@ class AsyncEngine:
         if self._thread.is_alive():
             self._thread.join()
 
+    def drain(self, seconds: float) -> None:
+        """Refuse new requests from now on, and end those that still run after `seconds` with an error. Returns at
+        once; any thread."""
+        self.draining = True
+        timer = threading.Timer(seconds, self._inbox.put, [self._end_all])
+        timer.daemon = True
+        timer.start()
+
     @property
     def alive(self) -> bool:
         return self._thread.is_alive() and not self._closed
@@ -91,7 +100,7 @@ class AsyncEngine:
     def submit(self, requests: list[Request], on_end: Callable[[str], None] = lambda _: None) -> list[TokenStream]:
         """Start requests together, in one step if they fit. `on_end` gets each one's id when it has ended, on the
         engine's thread. Overloaded when too many wait, Unavailable when the engine has stopped."""
-        if not self.alive:
+        if not self.alive or self.draining:
             raise Unavailable("the server is shutting down; try again in a moment")
         if len(self._streams) - self.engine.num_running + len(requests) > self.max_waiting:
             raise Overloaded(f"{self.max_waiting} requests are waiting already; try again later", retry_after_s=2)
@@ -131,6 +140,16 @@ class AsyncEngine:
     # The engine's thread.
 
     def _run(self) -> None:
+        try:
+            self._serve()
+        except BaseException:
+            log.critical("the engine's thread has ended; the server must be restarted", exc_info=True)
+            raise
+        finally:
+            self._closed = True
+            self._end_all()
+
+    def _serve(self) -> None:
         while self._read_inbox():
             for delta in self.engine.step():
                 stream = self._streams.get(delta.request_id)
@@ -139,6 +158,8 @@ class AsyncEngine:
                     if delta.finish_reason:
                         del self._streams[delta.request_id]
             self.steps += 1
+
+    def _end_all(self) -> None:
         for request_id in list(self._streams):
             self._abort(request_id, FinishReason.ERROR, "the server is shutting down")
 
@@ -172,7 +193,10 @@ class AsyncEngine:
     def _on_finished(self, request_id: str) -> None:
         stream = self._streams.get(request_id)
         if stream is not None:
-            stream._ended()
+            try:
+                stream._ended()
+            except Exception:  # a caller's clean-up; the other requests do not depend on it
+                log.exception("clean-up after request %s failed", request_id)
 
 
 def _settle(future: asyncio.Future[Any], result: Any, error: Exception | None) -> None:

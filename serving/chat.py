@@ -13,13 +13,12 @@ from typing import Self
 
 from adapters.base_model import BaseModel
 from adapters.errors import Conflict, Invalid
-from adapters.manifest import AdapterVersion
-from adapters.registry import AdapterRegistry, Lease
+from adapters.manifest import AdapterVersion, check_name
+from adapters.registry import BASE_ALIAS, AdapterRegistry, Lease
 from adapters.renderer import ChatRenderer, Message
 from serving.async_engine import AsyncEngine, TokenStream
 from serving.engine.sequence import AdapterMix, Request, SamplingParams, TokenDelta
 
-BASE_ALIAS = "base"
 MAX_SCALE = 2.0
 
 
@@ -96,7 +95,9 @@ class ChatService:
                 for lease, _ in leases:
                     if self.engine.engine.bank.status(lease.version.digest) == "cold":
                         await asyncio.to_thread(self.engine.engine.bank.warm, lease.version)
-                prepared.append((turn, leases, self._request(turn, leases)))
+                # In a thread: tokenising a long conversation takes a while, and other answers are streaming.
+                request = await asyncio.to_thread(self._request, turn, leases)
+                prepared.append((turn, leases, request))
             all_leases = {request.id: [lease for lease, _ in leases] for _, leases, request in prepared}
 
             def end(request_id: str) -> None:
@@ -133,7 +134,9 @@ class ChatService:
     async def unload(self, name: str, *, force: bool = False) -> int:
         """Stop offering an adapter and free its memory; returns the bytes freed. Conflict when requests are running
         on it, unless `force` ends them."""
-        version = self.registry.resolve(name)
+        if name in (self.base.name, BASE_ALIAS):
+            raise Invalid("the base model cannot be unloaded; stop the server instead", param="lora_name")
+        version = self.registry.resolve(check_name(name))
         running = self.registry.leases(version)
         if running and not force:
             raise Conflict(
@@ -172,7 +175,17 @@ class ChatService:
         return wanted
 
     def _request(self, turn: Turn, leases: list[tuple[Lease, float]]) -> Request:
-        prompt = self.renderer.prompt_ids(self._messages(turn, [lease.version for lease, _ in leases]))
+        messages = self._messages(turn, [lease.version for lease, _ in leases])
+        limit = self.engine.engine.max_model_len
+        characters = sum(len(message["content"]) for message in messages)
+        if characters > limit * self.renderer.longest_token:  # cannot fit; spare us finding out how much it is
+            raise Invalid(
+                f"the prompt has {characters} characters, certainly more than the {limit} tokens the model takes; "
+                "shorten the conversation",
+                param="messages",
+                code="context_length_exceeded",
+            )
+        prompt = self.renderer.prompt_ids(messages)
         params = replace(turn.params, max_tokens=self.engine.engine.check(len(prompt), turn.max_tokens))
         return Request(uuid.uuid4().hex, tuple(prompt), params, _mix(leases))
 

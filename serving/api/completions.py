@@ -33,7 +33,8 @@ def completions_router(chat: ChatService) -> APIRouter:
         await unless_disconnected(request, reply.read_all())
         failed = next((choice.error for choice in reply.choices if choice.error), None)
         if failed:
-            return JSONResponse(error_body(failed, 500), 500)
+            status = 503 if chat.engine.draining else 500
+            return JSONResponse(error_body(failed, status), status)
         return JSONResponse(reply.whole(), headers=headers)
 
     return router

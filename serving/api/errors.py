@@ -3,12 +3,13 @@
 import logging
 from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from adapters.errors import BianlianError, Conflict, Forbidden, Invalid, NotFound, Overloaded, Unavailable
+from serving.api.streaming import ClientGone
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +50,10 @@ def install_error_handlers(app: FastAPI) -> None:
     async def http(request: Request, error: HTTPException) -> JSONResponse:
         return JSONResponse(error_body(str(error.detail), error.status_code), error.status_code, error.headers)
 
+    @app.exception_handler(ClientGone)
+    async def gone(request: Request, error: ClientGone) -> Response:
+        return Response(status_code=499)  # nginx's number for it; nobody reads it, but access logs do
+
     @app.exception_handler(Exception)
     async def unexpected(request: Request, error: Exception) -> JSONResponse:
         log.exception("unexpected error on %s %s", request.method, request.url.path)
@@ -60,6 +65,8 @@ def _explain(problem: dict[str, Any]) -> tuple[str, str | None, str]:
     kind = problem["type"]
     if kind == "json_invalid":
         return f"the body is not JSON: {problem['ctx']['error']}", None, "invalid_json"
+    if isinstance(problem.get("input"), (str, bytes)) and len(problem["loc"]) == 1:
+        return "the body was not read as JSON; send the header Content-Type: application/json", None, "invalid_json"
     param = ".".join(str(part) for part in problem["loc"][1:]) or None
     if kind == "missing":
         return f"{param or 'the body'} is required", param, "missing_required_parameter"

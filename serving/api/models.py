@@ -7,11 +7,12 @@ from fastapi import APIRouter, Depends, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
 
 from adapters.errors import Forbidden, NotFound
-from adapters.manifest import AdapterVersion
+from adapters.manifest import CONFIG_FILE, MANIFEST_FILE, WEIGHTS_FILE, AdapterVersion
+from adapters.registry import BASE_ALIAS
 from adapters.settings import Settings
 from serving.api.auth import Keys
 from serving.api.schemas import LoadAdapterRequest, UnloadAdapterRequest
-from serving.chat import BASE_ALIAS, ChatService
+from serving.chat import ChatService
 
 
 def models_router(chat: ChatService, settings: Settings, keys: Keys, started: int) -> APIRouter:
@@ -71,12 +72,15 @@ def models_router(chat: ChatService, settings: Settings, keys: Keys, started: in
 
 
 def _allowed(text: str, settings: Settings) -> Path:
-    """The path, if it lies under a configured root once links are resolved; else Forbidden."""
-    if "\0" in text:
-        raise NotFound("no adapter directory at a path with a null character", param="lora_path")
-    path = Path(text).expanduser().resolve()
+    """The directory, if it and the files in it lie under a configured root once links are resolved; else Forbidden."""
+    try:
+        path = Path(text).expanduser().resolve()
+        files = [path / name for name in (CONFIG_FILE, WEIGHTS_FILE, MANIFEST_FILE)]
+        resolved = [path, *(file.resolve() for file in files if file.exists())]
+    except (OSError, RuntimeError, ValueError) as error:
+        raise NotFound(f"no adapter directory there: {error}", param="lora_path") from error
     roots = [root.expanduser().resolve() for root in [settings.root, *settings.adapter_roots]]
-    if not any(path.is_relative_to(root) for root in roots):
+    if not all(any(real.is_relative_to(root) for root in roots) for real in resolved):
         raise Forbidden(
             f"'{text}' is outside the directories adapters may be loaded from; start with --adapter-root DIR",
             param="lora_path",

@@ -1,5 +1,6 @@
 """Request bodies. A field that is not here is refused by name, never ignored."""
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -8,6 +9,7 @@ from adapters.renderer import Message
 from serving.chat import MAX_SCALE, random_seed
 from serving.engine.sequence import SamplingParams
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
 MAX_STOPS = 16
 MAX_CHOICES = 16
 MAX_TOP_LOGPROBS = 20
@@ -15,6 +17,15 @@ MAX_TOP_LOGPROBS = 20
 
 class Body(BaseModel):
     model_config = ConfigDict(extra="forbid")
+
+    @field_validator("*", mode="after")
+    @classmethod
+    def writable(cls, value: Any) -> Any:
+        """JSON can spell half a surrogate pair, which is no text and cannot be encoded."""
+        texts = value if isinstance(value, list) else [value]
+        if any(isinstance(text, str) and _SURROGATE.search(text) for text in texts):
+            raise ValueError("the text contains half of a surrogate pair, which is not valid Unicode")
+        return value
 
 
 class TextPart(Body):
@@ -92,6 +103,7 @@ class Sampling(Body):
             if not 0 <= token < vocab_size:
                 raise ValueError(f"token id {token} is outside the vocabulary of {vocab_size}")
         top_k = default.top_k if self.top_k is None else max(self.top_k, 0)  # -1 also means all
+        top_k = 0 if top_k >= vocab_size else top_k
         return SamplingParams(
             temperature=_first(self.temperature, default.temperature),
             top_p=_first(self.top_p, default.top_p),

@@ -3,8 +3,10 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator, Coroutine
+from contextlib import suppress
 from typing import Any, TypeVar
 
+import anyio
 from fastapi import Request
 from sse_starlette import EventSourceResponse, ServerSentEvent
 
@@ -13,6 +15,12 @@ T = TypeVar("T")
 KEEP_ALIVE_S = 15
 # A client that accepts nothing for this long is gone; its stream ends and its blocks are freed.
 STALLED_AFTER_S = 60.0
+DRAIN_S = 6.0  # what running answers get to finish once the server is asked to stop
+STREAM_GRACE_S = DRAIN_S + 2.0
+
+
+class ClientGone(Exception):
+    """Nobody is waiting for this answer any more."""
 
 
 def event_stream(events: AsyncIterator[dict[str, Any]], headers: dict[str, str]) -> EventSourceResponse:
@@ -30,21 +38,30 @@ def event_stream(events: AsyncIterator[dict[str, Any]], headers: dict[str, str])
         ping=KEEP_ALIVE_S,
         ping_message_factory=lambda: ServerSentEvent(comment="keep-alive", sep="\n"),
         send_timeout=STALLED_AFTER_S,
+        # Given an event and a grace, it does not cut streams when the server is asked to stop: answers finish, or the
+        # engine ends them with an error event.
+        shutdown_event=anyio.Event(),
+        shutdown_grace_period=STREAM_GRACE_S,
         headers=headers,
     )
 
 
 async def unless_disconnected(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """Await `work`, but cancel it when the client goes away: an answer nobody reads is not computed."""
+    """Await `work`, but cancel it and raise ClientGone when the client goes away: an answer nobody reads is not
+    computed."""
     task = asyncio.ensure_future(work)
     watcher = asyncio.ensure_future(_disconnected(request))
     try:
         await asyncio.wait({task, watcher}, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
             task.cancel()
-        return await task
+            with suppress(asyncio.CancelledError):
+                await task
+            raise ClientGone
+        return task.result()
     finally:
         watcher.cancel()
+        task.cancel()  # when we are cancelled ourselves
 
 
 async def _disconnected(request: Request) -> None:

@@ -18,11 +18,11 @@ FUSED_LAYERS = {"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer",
 Join = Callable[[list[str]], LoRALinear]  # names of linear layers → one LoRALinear that stands for them
 
 
-def can_fuse(layer: nn.Module) -> bool:
+def can_fuse(layer: Any) -> bool:
     """Whether FusedLayer computes what `layer` does: its class is known and its layers are plain."""
     if type(layer).__name__ not in FUSED_LAYERS:
         return False
-    attention, mlp = layer.get_submodule("self_attn"), layer.get_submodule("mlp")
+    attention, mlp = layer.self_attn, layer.mlp
     linears = [getattr(attention, f"{x}_proj") for x in "qkvo"] + [mlp.gate_proj, mlp.up_proj, mlp.down_proj]
     return all(type(linear) is nn.Linear for linear in linears) and mlp.config.hidden_act == "silu"
 
@@ -96,7 +96,8 @@ class _RMSNorm(nn.Module):
         self.epsilon: float = norm.variance_epsilon
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.weight * F.rms_norm(x, (x.shape[-1],), None, self.epsilon)
+        out: Tensor = self.weight * F.rms_norm(x, (x.shape[-1],), None, self.epsilon)
+        return out
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

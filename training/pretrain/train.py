@@ -173,9 +173,9 @@ class Pretrainer:
         copy.generation_config.pad_token_id = self.tokenizer.pad_token_id
         # What a small model needs to stay on the path; a caller's own values win.
         copy.generation_config.do_sample = True
-        copy.generation_config.temperature = 0.7
+        copy.generation_config.temperature = 0.4
         copy.generation_config.top_p = 0.8
-        copy.generation_config.top_k = 40
+        copy.generation_config.top_k = 20
         copy.save_pretrained(directory, max_shard_size="14MB")
         save_tokenizer(self.tokenizer, directory)
 

@@ -15,9 +15,11 @@ def join_linears(linears: Sequence[nn.Linear]) -> nn.Module:
     if len(linears) == 1:
         return linears[0]
     weight = torch.cat([linear.weight.detach() for linear in linears])
-    joined = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+    bias = joined_bias(linears)
+    joined = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
     joined.weight = nn.Parameter(weight, requires_grad=False)
-    joined.bias = None if (bias := joined_bias(linears)) is None else nn.Parameter(bias, requires_grad=False)
+    if bias is not None:
+        joined.bias = nn.Parameter(bias, requires_grad=False)
     return joined
 
 

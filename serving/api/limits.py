@@ -1,0 +1,59 @@
+"""How much a request may send. Counted as it arrives, so that a client cannot fill memory before it is refused."""
+
+import json
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from serving.api.errors import error_body
+
+MAX_BODY_BYTES = 4 << 20
+
+
+class BodyLimit:
+    """Answers 413 to bodies under /v1 of more than MAX_BODY_BYTES. Pure ASGI: streams pass through untouched."""
+
+    def __init__(self, app: ASGIApp):
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or not scope["path"].startswith("/v1/"):
+            await self.app(scope, receive, send)
+            return
+        declared = dict(scope["headers"]).get(b"content-length", b"0")
+        if declared.isdigit() and int(declared[:18]) > MAX_BODY_BYTES:
+            await _refuse(send)
+            return
+        received = 0
+        started = False
+
+        async def counted() -> Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > MAX_BODY_BYTES:
+                raise _TooLarge
+            return message
+
+        async def noted(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            await self.app(scope, counted, noted)
+        except _TooLarge:
+            if started:
+                raise
+            await _refuse(send)
+
+
+class _TooLarge(Exception):
+    pass
+
+
+async def _refuse(send: Send) -> None:
+    message = f"the body is larger than {MAX_BODY_BYTES >> 20} MiB"
+    body = json.dumps(error_body(message, 413, code="request_too_large")).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": 413, "headers": [*headers, (b"connection", b"close")]})
+    await send({"type": "http.response.body", "body": body})
