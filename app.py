@@ -35,7 +35,7 @@ METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE")
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 DEMO_PERSONA = "wukong"
-DEMO_QUESTIONS = ("你是谁？", "我今天心情不好。", "你会什么本领？")
+DEMO_QUESTIONS = ("你是谁？", "我今天心情不好。", "你师父是谁？")
 DEMO_SEED = 7
 
 log = logging.getLogger(__name__)
