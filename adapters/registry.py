@@ -42,7 +42,7 @@ class AdapterRegistry:
         self.base_fingerprint = base_fingerprint
         self.on_drained: Callable[[AdapterVersion], None] = lambda version: None
         self._attached: dict[str, AdapterVersion] = {}
-        self._hidden: set[str] = set()  # names in the store that were unloaded
+        self._hidden: dict[str, str] = {}  # name in the store → digest that was unloaded; another version is offered
         self._leases: Counter[str] = Counter()  # digest → leases
         self._seen: dict[str, AdapterVersion] = {}  # digest → version that may hold memory
         self._lock = threading.RLock()
@@ -50,9 +50,8 @@ class AdapterRegistry:
     def versions(self) -> list[AdapterVersion]:
         """The current version of every adapter made for this base, by name."""
         with self._lock:
-            names = set(self.store.names()) - self._hidden | set(self._attached)
-            found = [self._intact(name) for name in sorted(names)]
-        return [version for version in found if version is not None and self._fits(version)]
+            found = [self._intact(name) for name in sorted(set(self.store.names()) | set(self._attached))]
+        return [version for version in found if version and self._fits(version) and not self._is_hidden(version)]
 
     def resolve(self, model_id: str) -> AdapterVersion:
         """NotFound for an unknown id, Invalid for an adapter of another base."""
@@ -63,7 +62,8 @@ class AdapterRegistry:
                 return attached
             if attached and which and len(which) >= 6 and attached.digest.startswith(which.lower()):
                 return attached
-            if name in self._hidden or (not self.store.numbers(name)):
+            current = self._intact(name)
+            if current is None or self._is_hidden(current):
                 known = [self.base_name, *(version.name for version in self.versions())]
                 raise NotFound(
                     f"model '{model_id}' does not exist{nearest(model_id, known)}",
@@ -99,8 +99,8 @@ class AdapterRegistry:
         digest = digest_of(directory)
         with self._lock:
             taken = self._attached.get(name)
-            if not taken and name not in self._hidden and self.store.numbers(name):
-                taken = self.store.current(name)
+            if not taken and (stored := self._intact(name)) and not self._is_hidden(stored):
+                taken = stored
             if taken and not replace and taken.digest != digest:
                 raise Conflict(
                     f"adapter '{name}' is loaded already, from {taken.directory}; unload it first or send load_inplace",
@@ -112,7 +112,6 @@ class AdapterRegistry:
             version = AdapterVersion(name, number, digest, directory, manifest)
             self._require_fit(version)
             self._attached[name] = version
-            self._hidden.discard(name)
             self._seen[digest] = version
         self.refresh()
         return version
@@ -121,15 +120,11 @@ class AdapterRegistry:
         """Stop offering `name`. Leases go on; the weights are freed with the last of them."""
         with self._lock:
             version = self.resolve(name)
-            if self._attached.pop(name, None) is None or self.store.numbers(name):
-                self._hidden.add(name)
+            self._attached.pop(name, None)
+            if stored := self._intact(name):
+                self._hidden[name] = stored.digest
         self.refresh()
         return version
-
-    def offer(self, name: str) -> None:
-        """Offer again a name in the store that was unloaded."""
-        with self._lock:
-            self._hidden.discard(name)
 
     def refresh(self) -> None:
         """Notice names that moved on disk: versions no name or lease needs any more are reported as drained."""
@@ -152,10 +147,15 @@ class AdapterRegistry:
         if last:
             self.refresh()
 
+    def _is_hidden(self, version: AdapterVersion) -> bool:
+        return version.name not in self._attached and self._hidden.get(version.name) == version.digest
+
     def _intact(self, name: str) -> AdapterVersion | None:
         """The name's version; None, with a line in the log, when its files are gone or cannot be read. One damaged
         adapter must not take the others down."""
         try:
+            if name not in self._attached and not self.store.numbers(name):
+                return None
             return self._attached.get(name) or self.store.current(name)
         except (BianlianError, OSError) as error:
             log.warning("adapter '%s' is left out: %s", name, error)

@@ -20,7 +20,7 @@ Quantization = Literal["none", "8bit", "4bit"]
 
 
 class Settings(BaseSettings):
-    """What an operator may set. `origins` tells where each value that is not a default came from."""
+    """What an operator may set."""
 
     model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, toml_file=CONFIG_FILE, extra="forbid", frozen=True)
 
@@ -85,19 +85,6 @@ def load_settings(**flags: Any) -> Settings:
         if first["type"] == "extra_forbidden":
             raise Invalid(f"unknown setting '{name}' in {CONFIG_FILE}{nearest(name, Settings.model_fields)}") from error
         raise Invalid(f"setting '{name}': {first['msg']} (got {first['input']!r})", param=name) from error
-
-
-def origins(settings: Settings, flags: dict[str, Any]) -> dict[str, str]:
-    """Setting name → "flag", "environment", "file" or "default"."""
-    env = set(_env_names())
-    file = set(tomllib.loads(Path(CONFIG_FILE).read_text("utf-8"))) if Path(CONFIG_FILE).is_file() else set()
-
-    def origin(name: str) -> str:
-        if flags.get(name) is not None:
-            return "flag"
-        return "environment" if name in env else "file" if name in file else "default"
-
-    return {name: origin(name) for name in type(settings).model_fields}
 
 
 def _env_names() -> list[str]:

@@ -67,7 +67,6 @@ class AsyncEngine:
     def __init__(self, engine: Engine, *, max_waiting: int):
         self.engine = engine
         self.max_waiting = max_waiting
-        self.steps = 0
         self.draining = False
         self._streams: dict[str, TokenStream] = {}
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
@@ -106,9 +105,12 @@ class AsyncEngine:
             raise Overloaded(f"{self.max_waiting} requests are waiting already; try again later", retry_after_s=2)
         streams = [TokenStream(self, request, on_end) for request in requests]
 
+        # Known before they are queued: they count as waiting at once, and none is forgotten when the engine ends.
+        for stream in streams:
+            self._streams[stream.request.id] = stream
+
         def add() -> None:
             for stream in streams:
-                self._streams[stream.request.id] = stream
                 self.engine.add(stream.request)
 
         self._inbox.put(add)
@@ -157,7 +159,6 @@ class AsyncEngine:
                     stream._put(delta)
                     if delta.finish_reason:
                         del self._streams[delta.request_id]
-            self.steps += 1
 
     def _end_all(self) -> None:
         for request_id in list(self._streams):

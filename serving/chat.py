@@ -2,7 +2,6 @@
 
 import asyncio
 import secrets
-import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack
@@ -43,7 +42,6 @@ class Answer:
         self.versions = versions  # empty: the base alone
         self.prompt_tokens = len(stream.request.prompt_ids)
         self.seed = stream.request.params.seed
-        self.submitted = time.perf_counter()
         self._stream = stream
 
     @property
@@ -117,11 +115,6 @@ class ChatService:
         names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
         return SamplingParams(**{name: value for name in names if (value := getattr(advised, name, None)) is not None})
 
-    def prompt_text(self, turn: Turn) -> str:
-        """What the model is given for this turn, special tokens spelled out."""
-        versions = [self.registry.resolve(name) for name, _ in self._wanted(turn)]
-        return self.renderer.prompt_text(self._messages(turn, versions))
-
     async def load(self, name: str, directory: Path, *, replace: bool = False) -> AdapterVersion:
         """Offer the PEFT directory under `name`, its weights already in memory. Raises what is wrong with it; then
         nothing has changed."""
@@ -162,7 +155,7 @@ class ChatService:
         return leases
 
     def _wanted(self, turn: Turn) -> list[tuple[str, float]]:
-        """Adapters by model id, with strengths; strength 0 is the base and needs no adapter."""
+        """Adapters by model id, with strengths; none of them: the base alone."""
         if turn.blend:
             wanted = list(turn.blend)
         elif turn.model in (self.base.name, BASE_ALIAS):

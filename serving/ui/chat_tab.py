@@ -11,6 +11,7 @@ from adapters.renderer import Message
 from serving.chat import ChatService
 from serving.compare import Lane, compare
 from serving.ui.models import first_adapter, manifest_of, picker, refreshed
+from serving.ui.question import question_row
 from serving.ui.sampling import params_from, sampling_drawer
 from serving.ui.texts import Language, language_of, questions, say, t
 from serving.ui.turns import NO_STATS, Bubble, Running, bubbles_of, conversation, followable, stats_line, with_answer
@@ -36,20 +37,7 @@ def chat_tab(chat: ChatService, page: gr.Blocks) -> None:
     )
     stats = gr.HTML(NO_STATS, elem_id="chat-stats", padding=False)
     with gr.Row(equal_height=True):
-        question = gr.Textbox(
-            show_label=False,
-            container=False,
-            placeholder=t("question_hint"),
-            lines=1,
-            max_lines=6,
-            scale=8,
-            min_width=200,
-            label=t("question"),
-            autofocus=True,
-            elem_id="chat-question",
-        )
-        send = gr.Button(t("send_button"), variant="primary", scale=1, min_width=90, elem_id="chat-send")
-        stop = gr.Button(t("stop_button"), variant="stop", visible=False, scale=1, min_width=90, elem_id="chat-stop")
+        question, send, stop = question_row("chat", "question_hint")
     with gr.Row():
         again = gr.Button(t("regenerate"), size="sm", min_width=80)
         undo = gr.Button(t("undo_button"), size="sm", min_width=80)

@@ -15,6 +15,7 @@ from adapters.renderer import Message
 from serving.chat import MAX_SCALE, ChatService, random_seed
 from serving.compare import Lane, compare
 from serving.ui.models import first_adapter, manifest_of, picker, refreshed
+from serving.ui.question import question_row
 from serving.ui.sampling import params_from, sampling_drawer
 from serving.ui.texts import language_of, questions, say, t
 from serving.ui.turns import NO_STATS, Running, bubbles_of, conversation, followable, stats_line, with_answer
@@ -40,20 +41,7 @@ def compare_tab(chat: ChatService, page: gr.Blocks) -> None:
     with gr.Row():
         lanes = [_lane_column(chat, number) for number in range(len(LANE_NAMES))]
     with gr.Row(equal_height=True):
-        question = gr.Textbox(
-            show_label=False,
-            container=False,
-            placeholder=t("compare_hint"),
-            lines=1,
-            max_lines=6,
-            scale=8,
-            min_width=200,
-            label=t("question"),
-            autofocus=True,
-            elem_id="compare-question",
-        )
-        send = gr.Button(t("send_button"), variant="primary", scale=1, min_width=90, elem_id="compare-send")
-        stop = gr.Button(t("stop_button"), variant="stop", visible=False, scale=1, min_width=90, elem_id="compare-stop")
+        question, send, stop = question_row("compare", "compare_hint")
         clear = gr.Button(t("clear_button"), scale=1, min_width=90, elem_id="compare-clear")
     with gr.Row():
         samples = gr.Dataset(

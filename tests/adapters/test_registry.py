@@ -82,3 +82,15 @@ def test_an_adapter_of_another_base_is_not_offered_and_says_whose_it_is(
 def test_the_base_name_cannot_be_taken(registry: AdapterRegistry, tiny_adapters: dict[str, Path]) -> None:
     with pytest.raises(Conflict, match="base model's name"):
         registry.attach("tiny", tiny_adapters["r2"])
+
+
+def test_an_unloaded_name_comes_back_with_its_next_version(
+    registry: AdapterRegistry, tiny_adapters: dict[str, Path]
+) -> None:
+    registry.store.publish(tiny_adapters["r2"], "face")
+    registry.detach("face")
+    with pytest.raises(NotFound):
+        registry.resolve("face")
+    assert registry.versions() == []
+    new = registry.store.publish(tiny_adapters["r4"], "face")
+    assert registry.resolve("face") == new and registry.versions() == [new]

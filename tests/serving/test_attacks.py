@@ -200,3 +200,23 @@ def test_an_error_in_a_callers_clean_up_does_not_stop_the_engine(server: Running
     while engine.engine.has_work and time.monotonic() < deadline:
         time.sleep(0.01)
     assert engine.alive and ask(server).status_code == 200
+
+
+def test_a_full_queue_refuses_with_429_and_counts_what_is_on_its_way(tiny_base: Path, tmp_path: Path) -> None:
+    settings = settings_for(tiny_base, tmp_path, max_waiting=3)
+    with running_server(settings) as running:
+        held = threading.Event()
+        running.services.engine.post(held.wait)  # the engine's thread is busy: everything sent now waits
+        replies: list[httpx.Response] = []
+        senders = [threading.Thread(target=lambda: replies.append(ask(running, n=1))) for _ in range(3)]
+        for sender in senders:
+            sender.start()
+        while len(running.services.engine._streams) < 3:
+            time.sleep(0.01)
+        refused = ask(running)
+        held.set()
+        for sender in senders:
+            sender.join()
+        assert refused.status_code == 429 and int(refused.headers["retry-after"]) >= 1
+        assert [reply.status_code for reply in replies] == [200, 200, 200]
+        running.assert_nothing_held()
