@@ -7,6 +7,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from serving.api.errors import error_body
 
 MAX_BODY_BYTES = 4 << 20
+MAX_DISCARDED_BYTES = 64 << 20
 
 
 class BodyLimit:
@@ -21,7 +22,7 @@ class BodyLimit:
             return
         declared = dict(scope["headers"]).get(b"content-length", b"0")
         if declared.isdigit() and int(declared[:18]) > MAX_BODY_BYTES:
-            await _refuse(send)
+            await _refuse(receive, send)
             return
         received = 0
         started = False
@@ -44,14 +45,22 @@ class BodyLimit:
         except _TooLarge:
             if started:
                 raise
-            await _refuse(send)
+            await _refuse(receive, send)
 
 
 class _TooLarge(Exception):
     pass
 
 
-async def _refuse(send: Send) -> None:
+async def _refuse(receive: Receive, send: Send) -> None:
+    # Closing while the client still sends would reset the connection, and our answer with it; what it sends is read and
+    # thrown away, up to a bound.
+    discarded = 0
+    while discarded < MAX_DISCARDED_BYTES:
+        part = await receive()
+        discarded += len(part.get("body", b""))
+        if part["type"] != "http.request" or not part.get("more_body"):
+            break
     message = f"the body is larger than {MAX_BODY_BYTES >> 20} MiB"
     body = json.dumps(error_body(message, 413, code="request_too_large")).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
