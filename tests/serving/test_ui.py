@@ -134,6 +134,8 @@ def visit(context: BrowserContext, url: str) -> Visit:
     page.on("console", lambda line: seen.errors.append(line.text) if line.type == "error" else None)
     page.on("pageerror", lambda error: seen.errors.append(str(error)))
     page.goto(url)
+    # Gradio closes its event stream after the page's first events; a question sent in that moment can be lost.
+    page.wait_for_load_state("networkidle")
     return seen
 
 
