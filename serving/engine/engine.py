@@ -35,7 +35,7 @@ class Engine:
     """Takes over `base.model`: its attention and linear layers are replaced. `base` must not be used elsewhere."""
 
     def __init__(self, base: BaseModel, settings: Settings, *, kernels: Kernels | None = None, fuse: bool = True):
-        kernels = kernels or kernels_for(base.device)
+        kernels = kernels or kernels_for(base.device, settings.adapter_slots)
         step = StepAdapters()
         shapes = base.linear_shapes  # before the layers are replaced
         layers = install_lora(base, step, kernels, fuse=fuse)
@@ -44,7 +44,9 @@ class Engine:
         self.runner = ModelRunner(base, self.bank, step, kernels)
         self.max_model_len = min(settings.max_model_len or base.max_model_len, base.max_model_len)
         self.pool = BlockPool(self._num_blocks(settings), BLOCK_SIZE, share_prefixes=settings.prefix_cache)
-        self.runner.allocate(self.pool.num_blocks, BLOCK_SIZE)
+        self.runner.allocate(
+            self.pool.num_blocks, BLOCK_SIZE, max_rows=settings.max_running, max_len=self.max_model_len
+        )
         self.scheduler = Scheduler(
             self.pool, self.bank, max_batch_tokens=settings.max_batch_tokens, max_running=settings.max_running
         )

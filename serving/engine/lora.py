@@ -3,7 +3,7 @@
 Layers that read the same input (q, k and v; gate and up) can stand in one LoRALinear, side by side: one matrix
 product for all of them, and one for all their A."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -37,11 +37,15 @@ class StepRows:
     from an earlier one."""
 
     def __init__(self, segments: Sequence[RowSegment] = (), rows: int = 0, *, settled: bool = False):
-        self.segments = segments
+        self._segments = segments
         self.rows = rows
         # Joining copies A and B of the adapters in use; that pays once the same ones run for several steps.
         self.joins = settled and rows <= JOIN_ROWS
         self._masks: dict[tuple[Layout, torch.dtype], Tensor | None] = {}
+
+    @property
+    def segments(self) -> Sequence[RowSegment]:
+        return self._segments
 
     @cached_property
     def slots(self) -> tuple[int, ...]:
@@ -68,6 +72,30 @@ class StepRows:
                     mask[segment.start : segment.end, column : column + rank] = strengths[slot]
                 column += rank
         return mask.to(like.device)
+
+    def concern(self, weights: Mapping[int, object]) -> bool:
+        """Whether a layer with these slots loaded has anything to add."""
+        return bool(weights and self.segments)
+
+
+class DeviceRows(StepRows):
+    """Rows whose adapters are read from device memory when the step runs, so that one recorded step serves any
+    adapters, those loaded later too."""
+
+    def __init__(self, slots: Tensor, strengths: Tensor):
+        super().__init__(rows=len(slots))
+        self.slots_by_row = slots  # (rows, adapters) int32; 0 is the base
+        self.strengths = strengths  # (rows, adapters) float32
+
+    @property
+    def segments(self) -> Sequence[RowSegment]:
+        """The same, row by row. Waits for the device, so it is for kernels that cannot be captured."""
+        rows = zip(self.slots_by_row.tolist(), self.strengths.tolist(), strict=True)
+        mixes = [tuple((slot, scale) for slot, scale in zip(*row, strict=True) if slot) for row in rows]
+        return [RowSegment(row, row + 1, mix) for row, mix in enumerate(mixes) if mix]
+
+    def concern(self, weights: Mapping[int, object]) -> bool:
+        return True
 
 
 class StepAdapters:
@@ -108,21 +136,24 @@ class LoRALinear(nn.Module):
         for name, width in widths.items():
             self.columns[name] = slice(start, start + width)
             start += width
+        self.version = 0  # grows with every change of what is loaded
         self._weights: dict[int, dict[str, LoRAWeights]] = {}  # slot → member → weights
         self._joined: tuple[tuple[int, ...], Joined | None] = ((), None)
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.base(x)
-        if self._weights and self.step.rows.segments:
+        if self.step.rows.concern(self._weights):
             self.kernels.add_lora(out.view(-1, out.shape[-1]), x.reshape(-1, x.shape[-1]), self, self.step.rows)
         return out
 
     def load(self, slot: int, member: str, weights: LoRAWeights) -> None:
         self._weights.setdefault(slot, {})[member] = weights
+        self.version += 1
         self._joined = ((), None)
 
     def unload(self, slot: int) -> None:
         self._weights.pop(slot, None)
+        self.version += 1
         self._joined = ((), None)
 
     def parts(self, slot: int) -> Iterable[tuple[slice, LoRAWeights]]:

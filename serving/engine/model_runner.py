@@ -3,14 +3,17 @@
 The transformers model runs as it is, on one flat row of tokens from many sequences; only its attention is
 ours (registered under a name) and its linear layers carry the adapters."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from adapters.base_model import BaseModel
 from serving.engine.attention import StepInput
 from serving.engine.bank import AdapterBank
+from serving.engine.cuda_graphs import DecodeGraphs, GraphRecorder, Limits
 from serving.engine.install import probe_layers
-from serving.engine.kernels import Kernels
+from serving.engine.kernels import CapturingKernels, Kernels
 from serving.engine.kernels.plan import AttentionPlan, Span
 from serving.engine.kv_cache import KVCache
 from serving.engine.lora import RowSegment, StepAdapters
@@ -27,10 +30,16 @@ class ModelRunner:
         self.block_size = 0
         self.layer_shapes = probe_layers(base)
         self.cache: KVCache | None = None
+        self.graphs: DecodeGraphs | None = None
 
-    def allocate(self, num_blocks: int, block_size: int) -> None:
+    def allocate(self, num_blocks: int, block_size: int, *, max_rows: int, max_len: int) -> None:
+        """Set memory aside for the cache, and for steps of at most `max_rows` sequences of `max_len` tokens."""
         self.block_size = block_size
-        self.cache = KVCache(self.layer_shapes, num_blocks, block_size, self.base.dtype, self.base.device)
+        # One block more than sequences get: what fills up a captured step is written there.
+        self.cache = KVCache(self.layer_shapes, num_blocks + 1, block_size, self.base.dtype, self.base.device)
+        if self.base.device.type == "cuda" and isinstance(self.kernels, CapturingKernels):
+            limits = Limits(max_rows, -(-max_len // block_size), block_size, scratch_block=num_blocks)
+            self.graphs = DecodeGraphs(self.base.model, self.cache, self.kernels, self.step, limits, GraphRecorder())
 
     @torch.inference_mode()
     def run(self, batch: Batch) -> list[tuple[Chunk, Sampled]]:
@@ -38,13 +47,22 @@ class ModelRunner:
         # Rows with the same adapters lie together: each adapter is then one matrix product a layer.
         ordered = sorted(batch, key=lambda chunk: chunk.sequence.request.mix)
         due = [chunk for chunk in ordered if chunk.samples]
-        self.step.begin(self._segments(ordered), sum(chunk.count for chunk in ordered))
-        try:
-            logits = self._forward(ordered)
-        finally:
-            self.step.end()
+        logits = self._run_captured(ordered)
+        if logits is None:
+            self.step.begin(self._segments(ordered), sum(chunk.count for chunk in ordered))
+            try:
+                logits = self._forward(ordered)
+            finally:
+                self.step.end()
         sampled = sample(logits, [chunk.sequence for chunk in due], self.base.stop_token_ids)
         return list(zip(due, sampled, strict=True))
+
+    def _run_captured(self, batch: Batch) -> Tensor | None:
+        """As `_forward`, from a CUDA graph; None when the step has none."""
+        logits = self.graphs.run(batch, self._segments(batch)) if self.graphs else None
+        if logits is None or all(chunk.samples for chunk in batch):
+            return logits
+        return logits[[row for row, chunk in enumerate(batch) if chunk.samples]]
 
     def _forward(self, batch: Batch) -> Tensor:
         """Logits (due rows, vocabulary)."""
@@ -53,15 +71,15 @@ class ModelRunner:
         tokens: list[int] = []
         positions: list[int] = []
         last_rows: list[int] = []
+        kept = self._kept_at(batch)
         spans: list[Span] = []
         slots: list[Tensor] = []
-        for chunk in batch:
+        for chunk, places in zip(batch, kept, strict=True):
             row = len(tokens)
             tokens += chunk.sequence.tokens[chunk.start : chunk.end]
             positions += range(chunk.start, chunk.end)
-            kept = self._kept_at(chunk)
-            spans.append(Span(row, chunk.count, chunk.end, kept))
-            slots.append(kept[chunk.start :])
+            spans.append(Span(row, chunk.count, chunk.end, places))
+            slots.append(places[chunk.start :])
             if chunk.samples:
                 last_rows.append(len(tokens) - 1)
         step_input = StepInput(self.kernels, self.cache, AttentionPlan(spans), torch.cat(slots))
@@ -75,11 +93,17 @@ class ModelRunner:
         logits: Tensor = out.logits[0]
         return logits
 
-    def _kept_at(self, chunk: Chunk) -> Tensor:
-        """Cache rows of the sequence's tokens up to the chunk's end, in order."""
-        blocks = torch.tensor(chunk.sequence.blocks, device=self.base.device)
-        offsets = torch.arange(self.block_size, device=self.base.device)
-        return (blocks[:, None] * self.block_size + offsets).flatten()[: chunk.end]
+    def _kept_at(self, batch: Batch) -> Sequence[Tensor]:
+        """For each chunk, the cache rows of its sequence's tokens up to the chunk's end, in order. Worked out
+        on the host; they reach the device in one copy."""
+        within = torch.arange(self.block_size)
+        blocks = [torch.tensor(chunk.sequence.blocks) for chunk in batch]
+        kept = [
+            (mine[:, None] * self.block_size + within).flatten()[: chunk.end]
+            for mine, chunk in zip(blocks, batch, strict=True)
+        ]
+        on_device = torch.cat(kept).to(self.base.device)
+        return torch.split(on_device, [len(places) for places in kept])
 
     def _segments(self, batch: Batch) -> list[RowSegment]:
         segments: list[RowSegment] = []
