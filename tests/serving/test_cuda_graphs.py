@@ -1,7 +1,6 @@
 """Captured decoding steps. Where there is no GPU the "captured" step is run again as it is: everything but the
 capturing itself (buckets, filling up, what a repeated step reads) is the same."""
 
-import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -44,13 +43,12 @@ def graphs_of(engine: Engine, record: Callable[[Callable[[], Tensor]], Callable[
 
 
 def build_engine(base: Path, kernels: CapturingKernels) -> Engine:
-    settings = Settings(kv_cache_memory=0.05, max_batch_tokens=64)
+    settings = Settings(kv_cache_memory=0.003, max_batch_tokens=64)  # the interpreter copies all of it, every time
     return Engine(load_base(str(base), device=DEVICE, dtype="float32"), settings, kernels=kernels)
 
 
 def answers(engine: Engine, adapters: dict[str, Path], requests: int, new_tokens: int) -> dict[str, list[int]]:
     """Prompts on the base, on adapters and on blends, arriving while others run."""
-    rng = random.Random(3)
     digests = []
     for name, directory in adapters.items():
         version = version_of(name, directory)
@@ -60,7 +58,7 @@ def answers(engine: Engine, adapters: dict[str, Path], requests: int, new_tokens
     deltas: dict[str, list[int]] = {}
     for number, prompt in enumerate(random_prompts(requests, seed=11)):
         prompt = prompt[: 90 if requests > 4 else 12]  # the interpreter is slow
-        engine.add(request(f"{number}", prompt, mix=rng.choice(mixes), max_tokens=new_tokens))
+        engine.add(request(f"{number}", prompt, mix=mixes[-1 - number % len(mixes)], max_tokens=new_tokens))
         for delta in engine.step():
             deltas.setdefault(delta.request_id, []).extend(delta.token_ids)
     for key, rest in drain(engine).items():
@@ -89,6 +87,7 @@ def test_captured_steps_answer_like_plain_ones(tiny_base: Path, tiny_adapters: d
     assert 2 < len(recorded) < 12  # each shape once, not each step
 
 
+@pytest.mark.slow
 def test_captured_steps_of_the_triton_kernels_answer_like_plain_ones(
     tiny_base: Path, tiny_adapters: dict[str, Path]
 ) -> None:
@@ -100,7 +99,7 @@ def test_captured_steps_of_the_triton_kernels_answer_like_plain_ones(
         captured.runner.graphs = graphs_of(captured, lambda step: step)
     assert captured.runner.graphs is not None
     adapters = {name: tiny_adapters[name] for name in ("r2", "r16")}
-    requests, new_tokens = (20, 8) if DEVICE == "cuda" else (4, 3)
+    requests, new_tokens = (20, 8) if DEVICE == "cuda" else (2, 3)
     assert answers(captured, adapters, requests, new_tokens) == answers(plain, adapters, requests, new_tokens)
     assert captured.runner.graphs._captured
 
