@@ -5,10 +5,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from serving.engine.attention import LayerProbe, StepInput
+from serving.engine.kernels import Kernels
 from serving.engine.kernels.plan import AttentionSpec
 from serving.engine.lora import LoRALinear
 
@@ -30,7 +30,7 @@ def can_fuse(layer: Any) -> bool:
 class FusedLayer(nn.Module):
     """Stands in the place of a decoder layer; `path` is that place, `join` makes the joined linear layers."""
 
-    def __init__(self, layer: Any, path: str, join: Join):
+    def __init__(self, layer: Any, path: str, join: Join, kernels: Kernels):
         super().__init__()
         attention = layer.self_attn
         self.layer_idx: int = attention.layer_idx
@@ -42,8 +42,9 @@ class FusedLayer(nn.Module):
         if type(layer).__name__ == "MistralDecoderLayer":
             window = config.sliding_window
         self.spec = AttentionSpec(attention.scaling, window)
-        self.input_norm = _RMSNorm(layer.input_layernorm)
-        self.mlp_norm = _RMSNorm(layer.post_attention_layernorm)
+        self.kernels = kernels
+        self.input_norm = _weight_and_epsilon(layer.input_layernorm)
+        self.mlp_norm = _weight_and_epsilon(layer.post_attention_layernorm)
         self.qk_norm: tuple[Tensor, float] | None = None
         if hasattr(attention, "q_norm"):
             q, k = attention.q_norm, attention.k_norm
@@ -64,44 +65,26 @@ class FusedLayer(nn.Module):
     ) -> Tensor:
         """hidden_states (1, rows, hidden) → the same shape."""
         hidden = hidden_states[0]
-        hidden = hidden + self._attention(self.input_norm(hidden), position_embeddings, step_input)
-        hidden = hidden + self._mlp(self.mlp_norm(hidden))
+        x = self.kernels.add_rms_norm(hidden, None, *self.input_norm)[1]
+        attended = self._attention(x, position_embeddings, step_input)
+        hidden, x = self.kernels.add_rms_norm(hidden, attended, *self.mlp_norm)
+        hidden = hidden + self._mlp(x)
         return hidden[None]
 
     def _attention(self, x: Tensor, rotary: tuple[Tensor, Tensor], step_input: StepInput | LayerProbe) -> Tensor:
         rows = x.shape[0]
         heads = self.qkv(x).view(rows, -1, self.head_dim)  # query, key and value heads, in this order
         qk, value = heads[:, : -self.kv_heads], heads[:, -self.kv_heads :]
-        if self.qk_norm is not None:
-            weight, epsilon = self.qk_norm
-            qk = weight * F.rms_norm(qk, (self.head_dim,), None, epsilon)
-        qk = _rotate(qk, rotary[0][0][:, None], rotary[1][0][:, None])
+        qk = self.kernels.norm_and_rotate(qk, self.qk_norm, rotary[0][0], rotary[1][0])
         query, key = qk[:, : self.heads], qk[:, self.heads :]
         attended = step_input.attend(self.layer_idx, query, key, value, self.spec)
         out: Tensor = self.out(attended.reshape(rows, -1))
         return out
 
     def _mlp(self, x: Tensor) -> Tensor:
-        gate, up = self.gate_up(x).chunk(2, dim=-1)
-        out: Tensor = self.down(F.silu(gate) * up)
+        out: Tensor = self.down(self.kernels.silu_and_multiply(self.gate_up(x)))
         return out
 
 
-class _RMSNorm(nn.Module):
-    """Root-mean-square norm as Llama's family rounds it: normalised in float32, cast, then weighted."""
-
-    def __init__(self, norm: Any):
-        super().__init__()
-        self.weight = norm.weight.detach()
-        self.epsilon: float = norm.variance_epsilon
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.weight * F.rms_norm(x, (x.shape[-1],), None, self.epsilon)
-        return out
-
-
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary embedding on (rows, heads, dim); cos and sin (rows, 1, dim). Su et al. 2021, halves as in GPT-NeoX."""
-    half = x.shape[-1] // 2
-    turned = torch.cat((-x[..., half:], x[..., :half]), dim=-1)
-    return x * cos + turned * sin
+def _weight_and_epsilon(norm: Any) -> tuple[Tensor, float]:
+    return norm.weight.detach(), norm.variance_epsilon

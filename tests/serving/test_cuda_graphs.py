@@ -27,6 +27,9 @@ class PlainKernels:
 
     rank = 16
     join_linears = staticmethod(reference.join_linears)
+    add_rms_norm = staticmethod(reference.add_rms_norm)
+    norm_and_rotate = staticmethod(reference.norm_and_rotate)
+    silu_and_multiply = staticmethod(reference.silu_and_multiply)
     store_kv = staticmethod(reference.store_kv)
     attend = staticmethod(reference.attend)
     add_lora = staticmethod(reference.add_lora)

@@ -14,6 +14,7 @@ from serving.engine.lora import DeviceRows, LoRALinear, RowSegment, StepAdapters
 
 pytest.importorskip("triton")
 
+from serving.engine.kernels import triton_blocks  # noqa: E402
 from serving.engine.kernels.cuda import CudaKernels  # noqa: E402
 from serving.engine.kernels.lora_tables import rows_of, tiles_of  # noqa: E402
 from serving.engine.kernels.triton_attention import CHUNK  # noqa: E402
@@ -191,3 +192,37 @@ def test_steps_of_prompts_and_decodes_equal_the_reference(spec: str, dtype: torc
     plan = AttentionPlan(spans)
     attended = CudaKernels(DEVICE, SLOTS).attend(query, cache, plan, SPECS[spec])
     torch.testing.assert_close(attended, reference.attend(query, cache, plan, SPECS[spec]), **tolerance(dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_small_operations_round_where_the_reference_rounds(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+
+    def randn(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, device=DEVICE).to(dtype)
+
+    x, added, weight = randn(3, 200), randn(3, 200), randn(200)
+    heads, cos, sin = randn(3, 7, 48)[:, :5], randn(3, 48), randn(3, 48)  # a slice, as the joined projection gives it
+    pairs = [
+        (triton_blocks.add_rms_norm(x, None, weight, 1e-6), reference.add_rms_norm(x, None, weight, 1e-6)),
+        (triton_blocks.add_rms_norm(x, added, weight, 1e-6), reference.add_rms_norm(x, added, weight, 1e-6)),
+        *[
+            (triton_blocks.norm_and_rotate(heads, n, cos, sin), reference.norm_and_rotate(heads, n, cos, sin))
+            for n in (None, (randn(5, 48), 1e-6))
+        ],
+        (triton_blocks.silu_and_multiply(x), reference.silu_and_multiply(x)),
+    ]
+    close = {"rtol": 1e-5, "atol": 1e-6} if dtype == torch.float32 else {"rtol": 4e-2, "atol": 1e-2}
+    for ours, theirs in pairs:
+        torch.testing.assert_close(ours, theirs, **close)
+
+
+def test_keys_and_values_land_where_the_reference_puts_them() -> None:
+    torch.manual_seed(0)
+    both = torch.randn(4, 6, 24, device=DEVICE)
+    keys, values = both[:, :2], both[:, 2:4, :16]
+    slots = torch.tensor([5, 0, 31, 7], device=DEVICE)
+    caches = [LayerCache(torch.zeros(2, 32, 24, device=DEVICE), torch.zeros(2, 32, 16, device=DEVICE)) for _ in "ab"]
+    triton_blocks.store_kv(caches[0], keys, values, slots)
+    reference.store_kv(caches[1], keys, values, slots)
+    assert torch.equal(caches[0].keys, caches[1].keys) and torch.equal(caches[0].values, caches[1].values)

@@ -9,11 +9,25 @@ from torch import Tensor, nn
 
 from serving.engine.kernels import reference
 from serving.engine.kernels.plan import AttentionPlan, AttentionSpec, DecodeGroup, Span
-from serving.engine.kernels.reference import joined_bias, store_kv
+from serving.engine.kernels.reference import (
+    add_rms_norm,
+    joined_bias,
+    norm_and_rotate,
+    silu_and_multiply,
+    store_kv,
+)
 from serving.engine.kv_cache import LayerCache
 from serving.engine.lora import LoRALinear, StepRows
 
-__all__ = ["add_lora", "attend", "join_linears", "store_kv"]
+__all__ = [
+    "add_lora",
+    "add_rms_norm",
+    "attend",
+    "join_linears",
+    "norm_and_rotate",
+    "silu_and_multiply",
+    "store_kv",
+]
 
 # The layout hint of the reordering: any number of rows is correct, a few are what decoding has.
 _EXPECTED_ROWS = 8

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
 
-from serving.engine.kernels import reference
+from serving.engine.kernels import reference, triton_blocks
 from serving.engine.kernels.lora_tables import LayerTable, Tiles, rows_of, tiles_of
 from serving.engine.kernels.plan import AttentionPlan, AttentionSpec, PagedDecodes, Span
 from serving.engine.kernels.triton_attention import attend_decodes
@@ -38,7 +38,10 @@ class CudaKernels:
             self._programs = 2 * torch.cuda.get_device_properties(device).multi_processor_count
 
     join_linears = staticmethod(reference.join_linears)
-    store_kv = staticmethod(reference.store_kv)
+    add_rms_norm = staticmethod(triton_blocks.add_rms_norm)
+    norm_and_rotate = staticmethod(triton_blocks.norm_and_rotate)
+    silu_and_multiply = staticmethod(triton_blocks.silu_and_multiply)
+    store_kv = staticmethod(triton_blocks.store_kv)
 
     def attend(self, query: Tensor, cache: LayerCache, plan: AttentionPlan, spec: AttentionSpec) -> Tensor:
         if isinstance(plan, PagedDecodes):

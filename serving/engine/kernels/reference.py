@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from serving.engine.kernels.plan import AttentionPlan, AttentionSpec, Span
@@ -31,6 +32,29 @@ def joined_bias(linears: Sequence[nn.Linear]) -> Tensor | None:
     return torch.cat(
         [zero if linear.bias is None else linear.bias.detach() for linear, zero in zip(linears, zeros, strict=True)]
     )
+
+
+def add_rms_norm(x: Tensor, added: Tensor | None, weight: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
+    """x + added (or x), and its root-mean-square norm as Llama's family rounds it: normalised in float32, cast, then
+    weighted. x and added (rows, width), weight (width,)."""
+    total = x if added is None else x + added
+    return total, weight * F.rms_norm(total, (total.shape[-1],), None, epsilon)
+
+
+def norm_and_rotate(heads: Tensor, norm: tuple[Tensor, float] | None, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary embedding (Su et al. 2021, halves as in GPT-NeoX) of heads (rows, heads, dim), each normed before when
+    `norm` gives weights (heads, dim) and epsilon; cos and sin (rows, dim)."""
+    if norm is not None:
+        heads = norm[0] * F.rms_norm(heads, (heads.shape[-1],), None, norm[1])
+    half = heads.shape[-1] // 2
+    turned = torch.cat((-heads[..., half:], heads[..., :half]), dim=-1)
+    return heads * cos[:, None] + turned * sin[:, None]
+
+
+def silu_and_multiply(gate_up: Tensor) -> Tensor:
+    """(rows, 2 · width), gates first → (rows, width)."""
+    gate, up = gate_up.chunk(2, dim=-1)
+    return F.silu(gate) * up
 
 
 def store_kv(cache: LayerCache, keys: Tensor, values: Tensor, slots: Tensor) -> None:
