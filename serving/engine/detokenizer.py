@@ -25,9 +25,13 @@ class Detokenizer:
         self._tokens.append(token_id)
         return self._release(self._new_text(final=False), final=False)
 
-    def finish(self) -> str:
-        """Whatever was held back."""
-        return "" if self.stopped else self._release(self._new_text(final=True), final=True)
+    def finish(self, *, cut: bool = False) -> str:
+        """Whatever was held back. An answer that was `cut` off, rather than ended by the model, loses the beginning of
+        a character that the next tokens would have completed."""
+        if self.stopped:
+            return ""
+        new = self._new_text(final=True)
+        return self._release(new.rstrip(_UNFINISHED) if cut else new, final=True)
 
     def _new_text(self, *, final: bool) -> str:
         known = self._decode(self._tokens[self._window : self._read])

@@ -9,6 +9,7 @@ from adapters.errors import Invalid
 from adapters.settings import Settings
 from serving.engine.bank import AdapterBank
 from serving.engine.detokenizer import Detokenizer
+from serving.engine.grammar import GrammarCompiler
 from serving.engine.install import install_lora
 from serving.engine.kernels import Kernels, kernels_for
 from serving.engine.kv_cache import BlockPool, KVCache
@@ -42,6 +43,8 @@ class Engine:
         self.base = base
         self.bank = AdapterBank(layers, shapes, num_slots=settings.adapter_slots, dtype=base.dtype, device=base.device)
         self.runner = ModelRunner(base, self.bank, step, kernels)
+        vocab_size = base.model.config.get_text_config().vocab_size
+        self.grammars = GrammarCompiler(base.tokenizer, vocab_size, base.stop_token_ids)
         self.max_model_len = min(settings.max_model_len or base.max_model_len, base.max_model_len)
         self.pool = BlockPool(self._num_blocks(settings), BLOCK_SIZE, share_prefixes=settings.prefix_cache)
         self.runner.allocate(self.pool.num_blocks, BLOCK_SIZE)
@@ -51,21 +54,25 @@ class Engine:
         self.on_finished: Callable[[str], None] = lambda request_id: None
         self._requests: dict[str, _Running] = {}
 
-    def check(self, num_prompt: int, max_tokens: int | None) -> int:
-        """The number of tokens a request may generate. Invalid when its prompt leaves room for none."""
-        if num_prompt >= self.max_model_len:
+    def check(self, num_prompt: int, max_tokens: int | None, *, param: str = "messages") -> int:
+        """The number of tokens a request may generate. Invalid when its prompt leaves room for none, unless
+        it wants none."""
+        if num_prompt + (max_tokens != 0) > self.max_model_len:
             raise Invalid(
                 f"the prompt has {num_prompt} tokens, the model takes {self.max_model_len}, prompt and answer; "
-                "shorten the conversation",
-                param="messages",
+                f"shorten the {'conversation' if param == 'messages' else param}",
+                param=param,
                 code="context_length_exceeded",
             )
         room = self.max_model_len - num_prompt
         return min(max_tokens, room) if max_tokens is not None else room
 
     def add(self, request: Request) -> None:
-        """Queue a request. Its prompt must have passed `check` and its adapters must be warm."""
+        """Queue a request. Its prompt must have passed `check`, its adapters must be warm, and its grammar compiled
+        (else that happens here, between two steps)."""
         sequence = Sequence(request)
+        if request.params.grammar:
+            sequence.matcher = self.grammars.matcher(request.params.grammar)
         self._requests[request.id] = _Running(sequence, Detokenizer(self.base.tokenizer, request.params.stop))
         self.scheduler.add(sequence)
 
@@ -116,25 +123,36 @@ class Engine:
     def _feed(self, sequence: Sequence, sampled: Sampled) -> TokenDelta:
         """Append one token to a sequence and say what that means for its answer."""
         request = sequence.request
+        scores = () if sequence.num_output or request.params.prompt_logprobs is None else sequence.prompt_logprobs
+        if request.params.max_tokens == 0:
+            self._finish(request.id)
+            return TokenDelta(request.id, "", prompt_logprobs=tuple(scores), finish_reason=FinishReason.LENGTH)
         detokenizer = self._requests[request.id].detokenizer
+        matcher = sequence.matcher
         sequence.tokens.append(sampled.token_id)
+        if matcher:
+            matcher.take(sampled.token_id)
         ended = self._ends_turn(sequence, sampled.token_id)
         text = "" if ended else detokenizer.push(sampled.token_id)
-        reason = None
-        if ended or detokenizer.stopped:
+        reason, error = None, None
+        if matcher and matcher.error:
+            reason, error = FinishReason.ERROR, f"the answer cannot follow its grammar any further: {matcher.error}"
+        elif ended or detokenizer.stopped or (matcher and matcher.stopped):
             reason = FinishReason.STOP
         elif sequence.num_output >= request.params.max_tokens or len(sequence.tokens) >= self.max_model_len:
             reason = FinishReason.LENGTH
         if reason:
-            text += detokenizer.finish()
+            text += detokenizer.finish(cut=reason == FinishReason.LENGTH)
             self._finish(request.id)
         return TokenDelta(
             request.id,
             text,
             (sampled.token_id,),
             (sampled.logprob,) if sampled.logprob else (),
+            tuple(scores),
             reason,
             cached_tokens=sequence.num_cached,
+            error=error,
         )
 
     def _ends_turn(self, sequence: Sequence, token_id: int) -> bool:

@@ -1,4 +1,5 @@
-"""ModelRunner: a batch → tensors → one forward pass → one token for every sequence that is due one.
+"""ModelRunner: a batch → tensors → one forward pass → one token for every sequence that is due one, and
+log-probabilities for prompts that are to be scored.
 
 The transformers model runs as it is, on one flat row of tokens from many sequences; only its attention is
 ours (registered under a name) and its linear layers carry the adapters."""
@@ -14,7 +15,7 @@ from serving.engine.kernels import Kernels
 from serving.engine.kernels.plan import AttentionPlan, Span
 from serving.engine.kv_cache import KVCache
 from serving.engine.lora import RowSegment, StepAdapters
-from serving.engine.sampler import Sampled, sample
+from serving.engine.sampler import Sampled, sample, token_logprobs
 from serving.engine.sequence import Batch, Chunk
 
 
@@ -34,7 +35,8 @@ class ModelRunner:
 
     @torch.inference_mode()
     def run(self, batch: Batch) -> list[tuple[Chunk, Sampled]]:
-        """Compute every chunk; sample for those that reach their sequence's end."""
+        """Compute every chunk; sample for those that reach their sequence's end. Prompts to be scored get their
+        log-probabilities."""
         # Rows with the same adapters lie together: each adapter is then one matrix product a layer.
         ordered = sorted(batch, key=lambda chunk: chunk.sequence.request.mix)
         due = [chunk for chunk in ordered if chunk.samples]
@@ -43,16 +45,29 @@ class ModelRunner:
             logits = self._forward(ordered)
         finally:
             self.step.end()
-        sampled = sample(logits, [chunk.sequence for chunk in due], self.base.stop_token_ids)
+        sampled = sample(logits[: len(due)], [chunk.sequence for chunk in due], self.base.stop_token_ids)
+        self._score([chunk for chunk in ordered if chunk.scored], logits[len(due) :])
         return list(zip(due, sampled, strict=True))
 
+    def _score(self, batch: Batch, logits: Tensor) -> None:
+        """Note how likely the prompts' tokens were. logits (scored positions of all chunks, vocabulary)."""
+        row = 0
+        for chunk in batch:
+            positions = chunk.scored
+            sequence = chunk.sequence
+            said = torch.tensor(sequence.tokens[positions.start + 1 : positions.stop + 1], device=logits.device)
+            num_top = [sequence.request.params.prompt_logprobs or 0] * len(positions)
+            sequence.prompt_logprobs += token_logprobs(logits[row : row + len(positions)], said, num_top)
+            row += len(positions)
+
     def _forward(self, batch: Batch) -> Tensor:
-        """Logits (due rows, vocabulary)."""
+        """Logits (due rows, then scored ones; vocabulary)."""
         assert self.cache is not None
         device = self.base.device
         tokens: list[int] = []
         positions: list[int] = []
         last_rows: list[int] = []
+        scored_rows: list[int] = []
         spans: list[Span] = []
         slots: list[Tensor] = []
         for chunk in batch:
@@ -64,12 +79,13 @@ class ModelRunner:
             slots.append(kept[chunk.start :])
             if chunk.samples:
                 last_rows.append(len(tokens) - 1)
+            scored_rows += (row + position - chunk.start for position in chunk.scored)
         step_input = StepInput(self.kernels, self.cache, AttentionPlan(spans), torch.cat(slots))
         out = self.base.model(
             input_ids=torch.tensor([tokens], device=device),
             position_ids=torch.tensor([positions], device=device),
             use_cache=False,
-            logits_to_keep=torch.tensor(last_rows, device=device, dtype=torch.long),
+            logits_to_keep=torch.tensor(last_rows + scored_rows, device=device, dtype=torch.long),
             step_input=step_input,
         )
         logits: Tensor = out.logits[0]
