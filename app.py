@@ -100,6 +100,7 @@ def build_app(services: Services) -> FastAPI:
     from serving.api.limits import BodyLimit
     from serving.api.models import models_router
     from serving.api.operations import operations_router
+    from serving.api.text_completions import text_completions_router
 
     settings, chat = services.settings, services.chat
     keys = Keys(settings)
@@ -133,6 +134,7 @@ def build_app(services: Services) -> FastAPI:
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=[*LOOPBACK, "[::1]"], www_redirect=False)
     user = [Depends(keys.require_user)]
     app.include_router(completions_router(chat), dependencies=user)
+    app.include_router(text_completions_router(chat), dependencies=user)
     app.include_router(compare_router(chat), dependencies=user)
     app.include_router(models_router(chat, settings, keys, int(time.time())), dependencies=user)
     app.include_router(operations_router(chat))

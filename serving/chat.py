@@ -24,14 +24,16 @@ MAX_SCALE = 2.0
 @dataclass(frozen=True)
 class Turn:
     """What a caller wants answered, and by whom. `blend` names adapters and strengths and replaces the adapter
-    that `model` names; `scale` is the strength of the latter."""
+    that `model` names; `scale` is the strength of the latter. A `prompt`, text or token ids, is continued as it
+    stands, instead of messages: no template, no system prompt."""
 
     model: str
-    messages: tuple[Message, ...]
+    messages: tuple[Message, ...] = ()
     params: SamplingParams = field(default_factory=SamplingParams)
     max_tokens: int | None = None  # None: as many as the model's length leaves room for
     scale: float = 1.0
     blend: tuple[tuple[str, float], ...] = ()
+    prompt: str | tuple[int, ...] | None = None
 
 
 class Answer:
@@ -40,9 +42,13 @@ class Answer:
     def __init__(self, model: str, versions: list[AdapterVersion], stream: TokenStream):
         self.model = model
         self.versions = versions  # empty: the base alone
-        self.prompt_tokens = len(stream.request.prompt_ids)
+        self.prompt_ids = stream.request.prompt_ids
         self.seed = stream.request.params.seed
         self._stream = stream
+
+    @property
+    def prompt_tokens(self) -> int:
+        return len(self.prompt_ids)
 
     @property
     def adapter(self) -> str:
@@ -168,19 +174,41 @@ class ChatService:
         return wanted
 
     def _request(self, turn: Turn, leases: list[tuple[Lease, float]]) -> Request:
-        messages = self._messages(turn, [lease.version for lease, _ in leases])
+        engine = self.engine.engine
+        if turn.params.grammar:
+            engine.grammars.matcher(turn.params.grammar)  # compiled here, where it holds up nobody else, or refused
+        if turn.prompt is None:
+            messages = self._messages(turn, [lease.version for lease, _ in leases])
+            self._check_characters(sum(len(message["content"]) for message in messages), "messages")
+            prompt = self.renderer.prompt_ids(messages)
+            max_tokens = engine.check(len(prompt), turn.max_tokens)
+        else:
+            prompt = self._raw_ids(turn.prompt)
+            max_tokens = engine.check(len(prompt), turn.max_tokens, param="prompt")
+        params = replace(turn.params, max_tokens=max_tokens)
+        return Request(uuid.uuid4().hex, tuple(prompt), params, _mix(leases))
+
+    def _raw_ids(self, prompt: str | tuple[int, ...]) -> list[int]:
+        """A prompt without template, as the tokenizer reads text by itself: special tokens spelled out in it are
+        special, and those it puts before any text are put there."""
+        if isinstance(prompt, str):
+            self._check_characters(len(prompt), "prompt")
+            ids = list(self.base.tokenizer.encode(prompt))
+        else:
+            ids = list(prompt)
+        if not ids:
+            raise Invalid("the prompt is empty; send at least one token", param="prompt")
+        return ids
+
+    def _check_characters(self, characters: int, param: str) -> None:
         limit = self.engine.engine.max_model_len
-        characters = sum(len(message["content"]) for message in messages)
         if characters > limit * self.renderer.longest_token:  # cannot fit; spare us finding out how much it is
             raise Invalid(
                 f"the prompt has {characters} characters, certainly more than the {limit} tokens the model takes; "
-                "shorten the conversation",
-                param="messages",
+                f"shorten the {'conversation' if param == 'messages' else param}",
+                param=param,
                 code="context_length_exceeded",
             )
-        prompt = self.renderer.prompt_ids(messages)
-        params = replace(turn.params, max_tokens=self.engine.engine.check(len(prompt), turn.max_tokens))
-        return Request(uuid.uuid4().hex, tuple(prompt), params, _mix(leases))
 
     def _messages(self, turn: Turn, versions: list[AdapterVersion]) -> list[Message]:
         """The conversation, with the system prompt the adapter was trained under when the caller gives none."""

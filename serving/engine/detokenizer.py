@@ -11,8 +11,9 @@ _LONGEST_UNFINISHED = 4  # tokens; a UTF-8 character has at most four bytes, so 
 class Detokenizer:
     """One request's text. Decodes a short window of recent tokens at each step, so its cost does not grow."""
 
-    def __init__(self, tokenizer: Any, stop: Sequence[str]):
+    def __init__(self, tokenizer: Any, stop: Sequence[str], *, show_special: bool = False):
         self.tokenizer = tokenizer
+        self.show_special = show_special
         self.stop = [s for s in stop if s]
         self.stopped = False
         self._tokens: list[int] = []
@@ -43,7 +44,7 @@ class Detokenizer:
         return text[len(known) :]
 
     def _decode(self, ids: list[int]) -> str:
-        return str(self.tokenizer.decode(ids, skip_special_tokens=True))
+        return str(self.tokenizer.decode(ids, skip_special_tokens=not self.show_special))
 
     def _release(self, new: str, *, final: bool) -> str:
         text = self._held + new

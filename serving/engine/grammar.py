@@ -22,8 +22,9 @@ from adapters.errors import Invalid
 GrammarKind = Literal["json_schema", "json_object", "regex", "choice"]
 KEPT = 64  # compiled grammars
 
-# Between two JSON tokens. Without an end to it a weak model can say nothing but spaces until its length is reached.
-_WHITESPACE = r"[ \t\r\n]{1,32}"
+# Between two JSON tokens: as JSON is written, on one line or indented. Were there no end to it, a weak model would say
+# nothing but spaces until its length is reached.
+_WHITESPACE = r" |\r?\n[ \t]{0,32}"
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,7 @@ class GrammarCompiler:
             compiled = LLMatcher(tokenizer, _source(grammar), log_level=0)
         except ValueError as error:
             raise _refused(grammar, str(error)) from error
+        compiled.compute_bitmask()  # most of the work, and of the limits, come with the first mask
         if compiled.is_error():
             raise _refused(grammar, compiled.get_error())
         return compiled
@@ -136,7 +138,8 @@ def _source(grammar: Grammar) -> str:
             return LLMatcher.grammar_from_regex(grammar.text)
         case "choice":
             quoted = [json.dumps(choice, ensure_ascii=False) for choice in json.loads(grammar.text)]
-            return LLMatcher.grammar_from_lark("start: " + " | ".join(quoted))
+            # One terminal, so that thousands of choices are one automaton and not as many rules to keep open.
+            return LLMatcher.grammar_from_lark("start: CHOICE\nCHOICE: " + " | ".join(quoted))
         case "json_object":
             return LLMatcher.grammar_from_json_schema('{"type": "object"}', {"whitespace_pattern": _WHITESPACE})
         case "json_schema":
