@@ -30,7 +30,7 @@ def install_lora(base: BaseModel, step: StepAdapters, kernels: Kernels, *, fuse:
 
     for path, module in list(model.named_modules()):
         if fuse and can_fuse(module):
-            _replace(model, path, FusedLayer(module, path, join))
+            _replace(model, path, FusedLayer(module, path, join, kernels))
     for name in remaining:
         if name not in installed:
             _replace(model, name, join([name]))
