@@ -11,11 +11,11 @@ from adapters.base_model import load_base
 from adapters.settings import Settings
 from adapters.weights import LoRAWeights
 from serving.engine.engine import Engine
-from serving.engine.kernels import cpu, native, reference
+from serving.engine.kernels import cpu, native, quantized, reference
 from serving.engine.kernels.plan import AttentionPlan, AttentionSpec, Span
 from serving.engine.kv_cache import LayerCache
 from serving.engine.lora import LoRALinear, RowSegment, StepAdapters
-from tests.serving.test_engine import drain, random_prompts, request, tokens_of
+from tests.serving.test_engine import drain, random_prompts, request, tokens_of, version_of
 
 TOKENS = 512
 
@@ -98,6 +98,50 @@ def test_joined_linears_equal_each_alone(dtype: torch.dtype) -> None:
     for kernels in (cpu, reference):
         with torch.inference_mode():
             torch.testing.assert_close(kernels.join_linears(linears)(x), alone)
+
+
+@pytest.mark.parametrize("bits, worst", [(8, 0.015), (4, 0.08)])  # of the largest weight: half a step of the scale
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_quantised_linears_are_near_the_real_ones(dtype: torch.dtype, bits: int, worst: float) -> None:
+    torch.manual_seed(0)
+    linears = [nn.Linear(128, width, bias=width == 48, dtype=dtype) for width in (48, 32)]
+    with torch.inference_mode():
+        joined = cpu.join_linears(linears, bits)
+        weight = torch.cat([linear.weight for linear in linears])
+        error = quantized.dense(joined, 128, dtype) - weight
+        assert 0 < error.abs().max() < worst * weight.abs().max()
+        x = torch.randn(2, 5, 128, dtype=dtype)
+        alone = torch.cat([linear(x) for linear in linears], dim=-1)
+        assert (joined(x) - alone).norm() < 2 * worst * alone.norm()
+
+
+def test_a_layer_the_4_bit_kernel_does_not_take_gets_8_bits() -> None:
+    assert isinstance(cpu.join_linears([nn.Linear(96, 32)], 4), quantized.Int8Linear)
+    assert isinstance(cpu.join_linears([nn.Linear(128, 40)], 4), quantized.Int8Linear)
+
+
+@pytest.mark.parametrize("quantize", ["8bit", "4bit"])
+def test_a_quantised_base_serves_adapters_as_its_dense_twin_does(
+    quantize: str, tiny_base: Path, tiny_adapters: dict[str, Path]
+) -> None:
+    """The twin is a plain model that holds the quantised weights, dequantised."""
+    versions = [version_of(name, tiny_adapters[name]) for name in ("r2", "r16")]
+    mixes = [(), *(((version.digest, 1.0),) for version in versions)]
+    settings = Settings(kv_cache_memory=0.05, quantize=quantize)
+    quantised = Engine(load_base(str(tiny_base), device="cpu", dtype="float32"), settings)
+    twin_base = load_base(str(tiny_base), device="cpu", dtype="float32")
+    for name, shape in twin_base.linear_shapes.items():
+        linear = twin_base.model.get_submodule(name)
+        layer = cpu.join_linears([linear], 8 if name == "lm_head" else int(quantize[0]))
+        linear.weight.data = quantized.dense(layer, shape[0], torch.float32)
+    answers = []
+    for engine in (quantised, Engine(twin_base, Settings(kv_cache_memory=0.05))):
+        for version in versions:
+            engine.bank.warm(version)
+        for number, prompt in enumerate(random_prompts(6, seed=9)):
+            engine.add(request(f"{number}", prompt, mix=mixes[number % 3]))
+        answers.append({key: tokens_of(deltas) for key, deltas in drain(engine).items()})
+    assert answers[0] == answers[1]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

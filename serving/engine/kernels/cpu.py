@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from serving.engine.kernels import native, reference
 from serving.engine.kernels.plan import AttentionPlan, AttentionSpec, DecodeGroup, Span
+from serving.engine.kernels.quantized import Int4Linear, Int8Linear
 from serving.engine.kernels.reference import joined_bias
 from serving.engine.kv_cache import LayerCache
 from serving.engine.lora import LoRALinear, RowSegment, StepRows
@@ -39,12 +40,19 @@ class PackedLinear(nn.Module):
         return out
 
 
-def join_linears(linears: Sequence[nn.Linear]) -> nn.Module:
-    dtype = linears[0].weight.dtype
-    packs = dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    if not packs or any(type(linear) is not nn.Linear for linear in linears):  # quantised layers stay as they are
+def join_linears(linears: Sequence[nn.Linear], bits: int | None = None) -> nn.Module:
+    """One layer for all of them, packed for this processor. `bits` 8 or 4 quantises it; a layer whose size the 4-bit
+    kernel does not take gets 8."""
+    if any(type(linear) is not nn.Linear for linear in linears):  # quantised at loading: stays as it is
         return reference.join_linears(linears)
-    return PackedLinear(torch.cat([linear.weight.detach() for linear in linears]), joined_bias(linears))
+    weight, bias = torch.cat([linear.weight.detach() for linear in linears]), joined_bias(linears)
+    if bits is not None:
+        return Int4Linear(weight, bias) if bits == 4 and Int4Linear.fits(weight) else Int8Linear(weight, bias)
+    if weight.dtype == torch.float32 or (
+        weight.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    ):
+        return PackedLinear(weight, bias)
+    return reference.join_linears(linears)
 
 
 def add_rms_norm(x: Tensor, add: Tensor | None, weight: Tensor, epsilon: float) -> Tensor:

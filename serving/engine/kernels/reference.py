@@ -11,8 +11,9 @@ from serving.engine.kv_cache import LayerCache
 from serving.engine.lora import LoRALinear, StepRows
 
 
-def join_linears(linears: Sequence[nn.Linear]) -> nn.Module:
-    """One layer that computes all of them side by side; they read the same input."""
+def join_linears(linears: Sequence[nn.Linear], bits: int | None = None) -> nn.Module:
+    """One layer that computes all of them side by side; they read the same input. `bits`: quantise its weights, where
+    the device's kernels do that and not the loading of the base."""
     if len(linears) == 1:
         return linears[0]
     weight = torch.cat([linear.weight.detach() for linear in linears])
