@@ -55,4 +55,5 @@ def dense(layer: Int4Linear | Int8Linear, in_features: int, dtype: torch.dtype) 
     """The weights as the layer computes with them, (out, in): its answers to the unit vectors."""
     unit = torch.eye(in_features, dtype=dtype)
     bias = layer.bias if layer.bias is not None else 0
-    return (layer(unit) - bias).T.contiguous()
+    out: Tensor = layer(unit) - bias
+    return out.T.contiguous()
