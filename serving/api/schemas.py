@@ -4,7 +4,7 @@ import json
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from adapters.renderer import Message
 from serving.chat import MAX_SCALE, random_seed
@@ -95,7 +95,13 @@ class ResponseFormat(Body):
         return Grammar("json_object") if self.type == "json_object" else None
 
 
-Schema = dict[str, Any] | str
+def _schema(value: Any) -> Any:
+    if value is not None and not isinstance(value, (dict, str)):
+        raise ValueError("takes a JSON schema, as an object or as text")
+    return value
+
+
+Schema = Annotated[dict[str, Any] | str, BeforeValidator(_schema)]
 Pattern = Annotated[str, Field(min_length=1)]
 Choices = Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)]
 
@@ -300,7 +306,7 @@ def _is_ids(value: Any) -> bool:
     return isinstance(value, list) and all(type(token) is int and token >= 0 for token in value)
 
 
-def _json_grammar(schema: Schema) -> Grammar:
+def _json_grammar(schema: dict[str, Any] | str) -> Grammar:
     return Grammar("json_schema", schema if isinstance(schema, str) else json.dumps(schema))
 
 

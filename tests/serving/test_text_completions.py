@@ -182,6 +182,7 @@ def test_logprobs_of_prompt_and_answer_together(server: RunningServer, tiny_base
         ({"prompt": "a", "structured_outputs": {"grammar": "x"}}, "structured_outputs.grammar", "not supported"),
         ({"prompt": "a", "guided_regex": "(?=a)b"}, "regex", "look-around"),
         ({"prompt": "a", "guided_json": '{"not": {}}'}, "json_schema", '"not"'),
+        ({"prompt": "a", "guided_json": [1]}, "guided_json", "takes a JSON schema"),
         ({"prompt": "a", "guided_choice": []}, "guided_choice", "1"),
     ],
     ids=lambda value: str(value)[:50],
