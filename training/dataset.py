@@ -1,7 +1,8 @@
 """From rows to tokens: check, report, split, render.
 
 Everything a user should know about a data set before minutes or hours are spent on it comes out of here as one
-Report; what is wrong with it is refused here. How files are read and understood is the business of `files.py` and `formats.py`."""
+Report; what is wrong with it is refused here. How files are read and rows understood is left to `files.py` and
+`formats.py`."""
 
 import hashlib
 import random
