@@ -9,6 +9,7 @@ from adapters.errors import Invalid
 from adapters.settings import Settings
 from serving.engine.bank import AdapterBank
 from serving.engine.detokenizer import Detokenizer
+from serving.engine.family import FamilyProbe, refuse_unsupported
 from serving.engine.install import install_lora
 from serving.engine.kernels import Kernels, kernels_for
 from serving.engine.kv_cache import BlockPool, KVCache
@@ -36,13 +37,16 @@ class Engine:
 
     def __init__(self, base: BaseModel, settings: Settings, *, kernels: Kernels | None = None, fuse: bool = True):
         kernels = kernels or kernels_for(base.device)
+        self.max_model_len = min(settings.max_model_len or base.max_model_len, base.max_model_len)
+        refuse_unsupported(base, self.max_model_len)
+        probe = FamilyProbe(base)  # before the layers are replaced
         step = StepAdapters()
         shapes = base.linear_shapes  # before the layers are replaced
         layers = install_lora(base, step, kernels, fuse=fuse)
         self.base = base
         self.bank = AdapterBank(layers, shapes, num_slots=settings.adapter_slots, dtype=base.dtype, device=base.device)
         self.runner = ModelRunner(base, self.bank, step, kernels)
-        self.max_model_len = min(settings.max_model_len or base.max_model_len, base.max_model_len)
+        probe.check(self.runner)
         self.pool = BlockPool(self._num_blocks(settings), BLOCK_SIZE, share_prefixes=settings.prefix_cache)
         self.runner.allocate(self.pool.num_blocks, BLOCK_SIZE)
         self.scheduler = Scheduler(
