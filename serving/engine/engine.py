@@ -9,6 +9,7 @@ from adapters.errors import Invalid
 from adapters.settings import Settings
 from serving.engine.bank import AdapterBank
 from serving.engine.detokenizer import Detokenizer
+from serving.engine.effect import Effect, measure_effect
 from serving.engine.family import FamilyProbe, refuse_unsupported
 from serving.engine.install import install_lora
 from serving.engine.kernels import Kernels, kernels_for
@@ -54,6 +55,7 @@ class Engine:
         )
         self.on_finished: Callable[[str], None] = lambda request_id: None
         self._requests: dict[str, _Running] = {}
+        self._measured = False  # an effect, since the last step
 
     def check(self, num_prompt: int, max_tokens: int | None) -> int:
         """The number of tokens a request may generate. Invalid when its prompt leaves room for none."""
@@ -94,6 +96,18 @@ class Engine:
         self.pool.forget_adapter(digest)
         return self.bank.free(digest)
 
+    def measure_effect(self, digest: str) -> Effect | None:
+        """What an adapter changes, from one short forward pass beside the requests. None when it is not in memory, or
+        running requests need every slot, or have waited for another measurement already in this step: try again
+        later."""
+        in_use = self.scheduler.digests_in_use()
+        delays = self.has_work and self._measured
+        if delays or self.bank.status(digest) == "cold" or not self.bank.can_activate({digest}, in_use):
+            return None
+        self._measured = True
+        self.bank.activate({digest}, in_use)
+        return measure_effect(self.runner, self.bank.slot(digest), self.max_model_len)
+
     @property
     def has_work(self) -> bool:
         return bool(self._requests)
@@ -108,6 +122,7 @@ class Engine:
 
     def step(self) -> list[TokenDelta]:
         """Advance every scheduled request; returns what to tell their callers."""
+        self._measured = False
         try:
             batch = self.scheduler.schedule()
             sampled = self.runner.run(batch) if batch else []
