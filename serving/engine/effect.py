@@ -23,6 +23,9 @@ TEXT = (
 # and shows 3e-4 in bfloat16, even rank 4 after a single step, whose own share is 6e-6 (6e-5 after ten steps). The
 # smallest that changes words has 2e-3, the bundled persona 2.2.
 NO_EFFECT = 1e-3
+# Of ln(vocabulary), which is all that a token can tell: half of it off, an adapter no longer knows what text is like.
+# Random B, under which 4 % of the likeliest tokens are still the base's, is 0.51 of it off; the bundled persona 0.24.
+BREAKS_DOWN = 0.5
 
 
 @dataclass(frozen=True)
@@ -63,9 +66,7 @@ def compare(base: Tensor, tuned: Tensor) -> Effect:
     kl = float(torch.where(p > 0, p * (log_p - log_q), 0.0).sum(dim=-1).mean())
     if not math.isfinite(kl):
         return Effect(None, "breaks down")
-    entropy = float(-torch.where(p > 0, p * log_p, 0.0).sum(dim=-1).mean())
     kl = max(kl, 0.0)  # rounding
     if kl < NO_EFFECT:
         return Effect(kl, "no effect")
-    # Cross-entropy above ln(vocabulary): it foretells the base worse than a die with a side for every token would.
-    return Effect(kl, "breaks down" if kl + entropy > math.log(base.shape[-1]) else "ok")
+    return Effect(kl, "breaks down" if kl > BREAKS_DOWN * math.log(base.shape[-1]) else "ok")

@@ -55,7 +55,7 @@ def test_the_figure_is_the_one_peft_gives(tiny_base: Path, tiny_adapters: dict[s
     engine.bank.warm(version)
     effect = engine.measure_effect(version.digest)
     assert effect is not None and effect.kl == pytest.approx(expected, abs=1e-3)
-    assert effect.kl > NO_EFFECT and effect.verdict != "no effect"
+    assert effect.verdict == "ok" and effect.warning is None
     assert_nothing_held(engine)
 
 
@@ -103,10 +103,11 @@ def one_training_step(directory: Path) -> Path:
     return directory
 
 
-def test_predicting_worse_than_a_fair_die_is_breaking_down() -> None:
+def test_half_of_what_a_token_can_tell_is_breaking_down() -> None:
     base = torch.tensor([[8.0, 0.0, 0.0, 0.0]])
-    assert compare(base, torch.zeros(1, 4)).verdict == "ok"  # a fair die itself
-    assert compare(base, base.roll(1)).verdict == "breaks down"
+    assert compare(base, base / 4).verdict == "ok"
+    assert compare(base, torch.zeros(1, 4)).verdict == "breaks down"  # an even guess knows nothing of what base knows
+    assert compare(base, torch.full((1, 4), math.nan)).kl is None
     silent = torch.tensor([[8.0, 0.0, -math.inf, 0.0]])  # a token that is never said
     assert compare(silent, silent).kl == 0
 
@@ -181,7 +182,7 @@ def test_loading_says_what_does_nothing_and_the_first_answer_makes_the_effect_kn
         assert "no effect" in load("zero", zero)
         assert card(server, "zero")["effect"] == {"kl": 0.0, "verdict": "no effect"}
         assert "zero@1 has no effect" in caplog.text
-        assert "effect" not in load("r4", tiny_adapters["r4"])
+        assert load("r4", tiny_adapters["r4"]) == "Success: LoRA adapter 'r4' loaded as r4@1."
 
         server.services.registry.store.publish(tiny_adapters["r8"], "face")
         assert card(server, "face")["effect"] is None, "nobody has asked it anything"

@@ -194,23 +194,36 @@ def test_longrope_is_served_up_to_the_length_at_which_its_frequencies_change(tmp
     assert tokens_of(drain(served)["a"]) == greedy(load_plain(directory), prompt)
 
 
+class PlainKernels:
+    """The reference kernels under another name, for the wrong ones below."""
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(reference, name)
+
+
+class Leaking(PlainKernels):
+    """A sequence sees those before it in the batch."""
+
+    def attend(self, query: Tensor, cache: LayerCache, plan: AttentionPlan, spec: AttentionSpec) -> Tensor:
+        slots = torch.cat([span.slots for span in plan.spans])
+        spans = [replace(s, length=s.length + s.row, slots=slots[: s.length + s.row]) for s in plan.spans]
+        return reference.attend(query, cache, AttentionPlan(spans), spec)
+
+
+class Overflowing(PlainKernels):
+    """Decoding gives no numbers; prompts are right."""
+
+    def attend(self, query: Tensor, cache: LayerCache, plan: AttentionPlan, spec: AttentionSpec) -> Tensor:
+        out = reference.attend(query, cache, plan, spec)
+        return out if plan.decodes is None else out * float("nan")
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_the_probe_tells_rounding_from_a_wrong_computation(dtype: str, tmp_path: Path) -> None:
-    """The same base is served as it is, and refused when its attention ignores where a sequence begins."""
+    """The same base is served as it is, and refused when its attention is wrong."""
     directory = save_family("qwen3", tmp_path / "base")
     settings = Settings(kv_cache_memory=0.05)
     Engine(load_base(str(directory), device="cpu", dtype=dtype), settings)
-
-    class Leaking:
-        """The plain kernels, but a sequence sees those before it in the batch."""
-
-        def __getattr__(self, name: str) -> object:
-            return getattr(reference, name)
-
-        def attend(self, query: Tensor, cache: LayerCache, plan: AttentionPlan, spec: AttentionSpec) -> Tensor:
-            slots = torch.cat([span.slots for span in plan.spans])
-            spans = [replace(s, length=s.length + s.row, slots=slots[: s.length + s.row]) for s in plan.spans]
-            return reference.attend(query, cache, AttentionPlan(spans), spec)
-
-    with pytest.raises(Invalid, match=r"\(qwen3\).*two sequences in one batch"):
-        Engine(load_base(str(directory), device="cpu", dtype=dtype), settings, kernels=Leaking())
+    for wrong in (Leaking(), Overflowing()):
+        with pytest.raises(Invalid, match=r"\(qwen3\).*two sequences in one batch"):
+            Engine(load_base(str(directory), device="cpu", dtype=dtype), settings, kernels=wrong)
