@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from adapters.base_model import BaseModel
 from adapters.errors import Invalid
-from adapters.settings import Settings
+from adapters.settings import Quantization, Settings
 from serving.engine.bank import AdapterBank
 from serving.engine.detokenizer import Detokenizer
 from serving.engine.effect import Effect, measure_effect
@@ -21,6 +21,7 @@ from serving.engine.scheduler import Scheduler
 from serving.engine.sequence import FinishReason, Request, Sequence, TokenDelta
 
 BLOCK_SIZE = 16
+_BITS: dict[Quantization, int | None] = {"none": None, "8bit": 8, "4bit": 4}
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +44,8 @@ class Engine:
         probe = FamilyProbe(base)  # before the layers are replaced
         step = StepAdapters()
         shapes = base.linear_shapes  # before the layers are replaced
-        layers = install_lora(base, step, kernels, fuse=fuse)
+        bits = _BITS[settings.quantize] if base.device.type == "cpu" else None  # elsewhere it was loaded quantised
+        layers = install_lora(base, step, kernels, fuse=fuse, bits=bits)
         self.base = base
         self.bank = AdapterBank(layers, shapes, num_slots=settings.adapter_slots, dtype=base.dtype, device=base.device)
         self.runner = ModelRunner(base, self.bank, step, kernels)

@@ -15,22 +15,29 @@ from serving.engine.kv_cache import LayerShape
 from serving.engine.lora import LoRALinear, StepAdapters
 
 
-def install_lora(base: BaseModel, step: StepAdapters, kernels: Kernels, *, fuse: bool = True) -> dict[str, LoRALinear]:
-    """Replace every linear layer of `base.model`; returns, for each by name, the LoRALinear that now computes it."""
+def install_lora(
+    base: BaseModel, step: StepAdapters, kernels: Kernels, *, fuse: bool = True, bits: int | None = None
+) -> dict[str, LoRALinear]:
+    """Replace every linear layer of `base.model`; returns, for each by name, the LoRALinear that now computes it.
+
+    `bits` 8 or 4 quantises the weights on the way; the output layer keeps at least 8, because every choice of a token
+    goes through its roundings."""
     model: nn.Module = base.model
+    head = base.model.get_output_embeddings()
     remaining = list(base.linear_shapes)  # by name, before anything is replaced
     installed: dict[str, LoRALinear] = {}
 
     def join(names: Sequence[str]) -> LoRALinear:
         linears = [model.get_submodule(name) for name in names]
         widths = {name: base.linear_shapes[name][1] for name in names}
-        layer = LoRALinear(kernels.join_linears(linears), widths, step, kernels)  # type: ignore[arg-type]
+        kept = 8 if bits == 4 and linears[0] is head else bits
+        layer = LoRALinear(kernels.join_linears(linears, kept), widths, step, kernels)  # type: ignore[arg-type]
         installed.update(dict.fromkeys(names, layer))
         return layer
 
     for path, module in list(model.named_modules()):
         if fuse and can_fuse(module):
-            _replace(model, path, FusedLayer(module, path, join))
+            _replace(model, path, FusedLayer(module, path, join, kernels))
     for name in remaining:
         if name not in installed:
             _replace(model, name, join([name]))

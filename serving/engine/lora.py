@@ -1,7 +1,7 @@
 """LoRALinear: linear layers of the base plus, for each row, the deltas of the adapters that row asked for.
 
-Layers that read the same input (q, k and v; gate and up) can stand in one LoRALinear, side by side: one matrix
-product for all of them, and one for all their A."""
+Layers that read the same input (q, k and v; gate and up) can stand in one LoRALinear, side by side, as one matrix
+product."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -17,10 +17,6 @@ if TYPE_CHECKING:
     from serving.engine.kernels import Kernels
 
 SlotMix = tuple[tuple[int, float], ...]  # bank slots and strengths
-Layout = tuple[tuple[int, int], ...]  # (slot, rank) of consecutive columns of A x
-
-# Up to this many rows, one product over the joined A of all adapters in the step is cheaper than one a segment.
-JOIN_ROWS = 64
 
 
 @dataclass(frozen=True)
@@ -36,38 +32,27 @@ class StepRows:
     """Which rows of one step belong to which adapters. Made anew for every step, so no row can inherit an adapter
     from an earlier one."""
 
-    def __init__(self, segments: Sequence[RowSegment] = (), rows: int = 0, *, settled: bool = False):
+    def __init__(self, segments: Sequence[RowSegment] = ()):
         self.segments = segments
-        self.rows = rows
-        # Joining copies A and B of the adapters in use; that pays once the same ones run for several steps.
-        self.joins = settled and rows <= JOIN_ROWS
-        self._masks: dict[tuple[Layout, torch.dtype], Tensor | None] = {}
+        self._entries: dict[int, Tensor] = {}
 
     @cached_property
     def slots(self) -> tuple[int, ...]:
         return tuple(sorted({slot for segment in self.segments for slot, _ in segment.slots}))
 
-    def mask(self, layout: Layout, like: Tensor) -> Tensor | None:
-        """(rows, columns of `layout`): each row's strength for each column, 0 for adapters of other rows. None when
-        all are 1."""
-        key = (layout, like.dtype)
-        if key not in self._masks:
-            self._masks[key] = self._build_mask(layout, like)
-        return self._masks[key]
+    def longer_than(self, rows: int) -> list[RowSegment]:
+        return [segment for segment in self.segments if segment.end - segment.start > rows]
 
-    def _build_mask(self, layout: Layout, like: Tensor) -> Tensor | None:
-        whole = len(self.segments) == 1 and self.segments[0].end - self.segments[0].start == self.rows
-        if whole and all(scale == 1 for _, scale in self.segments[0].slots):
-            return None
-        mask = torch.zeros(self.rows, sum(rank for _, rank in layout), dtype=like.dtype)
-        for segment in self.segments:
-            strengths = dict(segment.slots)
-            column = 0
-            for slot, rank in layout:
-                if slot in strengths:
-                    mask[segment.start : segment.end, column : column + rank] = strengths[slot]
-                column += rank
-        return mask.to(like.device)
+    def entries(self, most_rows: int) -> Tensor:
+        """(count, 4) int64: start, end, slot and the bits of the strength (float64) of each adapter on each segment of
+        up to `most_rows` rows."""
+        if most_rows not in self._entries:
+            short = [segment for segment in self.segments if segment.end - segment.start <= most_rows]
+            found = [(segment.start, segment.end, slot, scale) for segment in short for slot, scale in segment.slots]
+            table = torch.tensor([entry[:3] + (0,) for entry in found], dtype=torch.int64).view(-1, 4)
+            table[:, 3] = torch.tensor([scale for *_, scale in found], dtype=torch.float64).view(torch.int64)
+            self._entries[most_rows] = table
+        return self._entries[most_rows]
 
 
 class StepAdapters:
@@ -75,24 +60,20 @@ class StepAdapters:
 
     def __init__(self) -> None:
         self.rows = StepRows()
-        self._last_slots: tuple[int, ...] = ()
 
-    def begin(self, segments: Sequence[RowSegment], rows: int) -> None:
-        step = StepRows(segments, rows)
-        self.rows = StepRows(segments, rows, settled=step.slots == self._last_slots)
-        self._last_slots = step.slots
+    def begin(self, segments: Sequence[RowSegment]) -> None:
+        self.rows = StepRows(segments)
 
     def end(self) -> None:
         self.rows = StepRows()
 
 
 @dataclass(frozen=True)
-class Joined:
-    """A and B of several slots, laid side by side for one product each."""
+class Delta:
+    """What an adapter adds to one linear layer's output: x Aᵀ B."""
 
-    a: Tensor  # (columns, in_features)
-    layout: Layout
-    members: tuple[tuple[slice, slice, Tensor], ...]  # columns of A x, columns of the output, b (columns, out)
+    a: Tensor  # (rank, in_features)
+    b: Tensor  # (rank, out_features), scale folded in
 
 
 class LoRALinear(nn.Module):
@@ -108,46 +89,29 @@ class LoRALinear(nn.Module):
         for name, width in widths.items():
             self.columns[name] = slice(start, start + width)
             start += width
-        self._weights: dict[int, dict[str, LoRAWeights]] = {}  # slot → member → weights
-        self._joined: tuple[tuple[int, ...], Joined | None] = ((), None)
+        self.version = 0  # grows with every load and unload: what kernels remember of the slots is then out of date
+        self._deltas: dict[int, dict[str, Delta]] = {}  # slot → member → delta
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.base(x)
-        if self._weights and self.step.rows.segments:
+        if self._deltas and self.step.rows.segments:
             self.kernels.add_lora(out.view(-1, out.shape[-1]), x.reshape(-1, x.shape[-1]), self, self.step.rows)
         return out
 
     def load(self, slot: int, member: str, weights: LoRAWeights) -> None:
-        self._weights.setdefault(slot, {})[member] = weights
-        self._joined = ((), None)
+        self._deltas.setdefault(slot, {})[member] = Delta(weights.a, weights.b.T.contiguous())
+        self.version += 1
 
     def unload(self, slot: int) -> None:
-        self._weights.pop(slot, None)
-        self._joined = ((), None)
+        if self._deltas.pop(slot, None):
+            self.version += 1
 
-    def parts(self, slot: int) -> Iterable[tuple[slice, LoRAWeights]]:
-        """(columns of the output, weights) of each member that the adapter in `slot` targets: it need not target
-        every layer."""
-        return ((self.columns[name], weights) for name, weights in self._weights.get(slot, {}).items())
+    @property
+    def slots(self) -> Iterable[int]:
+        """Those whose adapter targets this layer."""
+        return self._deltas.keys()
 
-    def joined(self, slots: tuple[int, ...]) -> Joined | None:
-        """The slots' weights side by side; None when none of them has any here. Kept until another set is asked for."""
-        if self._joined[0] != slots:
-            self._joined = (slots, self._join(slots))
-        return self._joined[1]
-
-    def _join(self, slots: tuple[int, ...]) -> Joined | None:
-        a: list[Tensor] = []
-        layout: list[tuple[int, int]] = []
-        members: list[tuple[slice, slice, Tensor]] = []
-        column = 0
-        for name, columns in self.columns.items():
-            present = [(slot, self._weights[slot][name]) for slot in slots if name in self._weights.get(slot, {})]
-            if not present:
-                continue
-            a += [weights.a for _, weights in present]
-            layout += [(slot, weights.a.shape[0]) for slot, weights in present]
-            b = torch.cat([weights.b.T for _, weights in present])
-            members.append((slice(column, column + len(b)), columns, b))
-            column += len(b)
-        return Joined(torch.cat(a), tuple(layout), tuple(members)) if a else None
+    def parts(self, slot: int) -> Iterable[tuple[slice, Delta]]:
+        """(columns of the output, delta) of each member that the adapter in `slot` targets: it need not target every
+        layer."""
+        return ((self.columns[name], delta) for name, delta in self._deltas.get(slot, {}).items())
