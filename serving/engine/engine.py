@@ -49,7 +49,7 @@ class Engine:
         self.base = base
         self.bank = AdapterBank(layers, shapes, num_slots=settings.adapter_slots, dtype=base.dtype, device=base.device)
         self.runner = ModelRunner(base, self.bank, step, kernels)
-        probe.check(self.runner)
+        probe.check(self.runner, rounded=bits is not None)
         self.pool = BlockPool(self._num_blocks(settings), BLOCK_SIZE, share_prefixes=settings.prefix_cache)
         self.runner.allocate(self.pool.num_blocks, BLOCK_SIZE)
         self.scheduler = Scheduler(

@@ -218,11 +218,14 @@ class Overflowing(PlainKernels):
         return out if plan.decodes is None else out * float("nan")
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-def test_the_probe_tells_rounding_from_a_wrong_computation(dtype: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "quantize"),
+    [("float32", "none"), ("bfloat16", "none"), ("float16", "none"), ("float32", "4bit"), ("bfloat16", "8bit")],
+)
+def test_the_probe_tells_rounding_from_a_wrong_computation(dtype: str, quantize: str, tmp_path: Path) -> None:
     """The same base is served as it is, and refused when its attention is wrong."""
     directory = save_family("qwen3", tmp_path / "base")
-    settings = Settings(kv_cache_memory=0.05)
+    settings = Settings(kv_cache_memory=0.05, quantize=quantize)
     Engine(load_base(str(directory), device="cpu", dtype=dtype), settings)
     for wrong in (Leaking(), Overflowing()):
         with pytest.raises(Invalid, match=r"\(qwen3\).*two sequences in one batch"):
