@@ -149,7 +149,7 @@ def load_base(
     """Load the base, frozen and in eval mode. Blocks for the time the weights take to read.
 
     Raises NotFound or Invalid when `name` is no model, or a tokenizer without a chat template comes with it."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     directory = locate_base(name)
     where = pick_device(device)
@@ -159,6 +159,13 @@ def load_base(
         options["quantization_config"] = _quantization(quantize, precision)
         options["device_map"] = {"": where}
     try:
+        config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
+        if config.is_encoder_decoder:
+            raise Invalid(
+                f"base '{name}' ({config.model_type}) is an encoder-decoder model; "
+                "give one that only decodes, such as Llama, Qwen or Gemma",
+                param="base",
+            )
         tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
         with _quiet_below(directory, 2**30):
             model = AutoModelForCausalLM.from_pretrained(directory, **options)

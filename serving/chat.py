@@ -1,11 +1,13 @@
 """One chat turn, for the API and the UI alike: render, lease, submit, stream."""
 
 import asyncio
+import logging
 import secrets
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -16,9 +18,12 @@ from adapters.manifest import AdapterVersion, check_name
 from adapters.registry import BASE_ALIAS, AdapterRegistry, Lease
 from adapters.renderer import ChatRenderer, Message
 from serving.async_engine import AsyncEngine, TokenStream
+from serving.engine.effect import Effect
 from serving.engine.sequence import AdapterMix, Request, SamplingParams, TokenDelta
 
 MAX_SCALE = 2.0
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -81,6 +86,7 @@ class ChatService:
         self.registry = registry
         self.engine = engine
         self.renderer = renderer
+        self.effects: dict[str, Effect] = {}  # by digest; an adapter's is known soon after its first answer
         registry.on_drained = self._free
 
     async def ask(self, turn: Turn) -> Answer:
@@ -106,6 +112,8 @@ class ChatService:
 
             def end(request_id: str) -> None:
                 for lease in all_leases[request_id]:
+                    if lease.version.digest not in self.effects:  # nobody waits for this answer any more
+                        self.engine.post(partial(self._measure, lease.version))
                     lease.release()
 
             streams = self.engine.submit([request for _, _, request in prepared], end)
@@ -128,6 +136,8 @@ class ChatService:
         await asyncio.to_thread(bank.check, directory)
         version = self.registry.attach(name, directory, replace=replace)
         await asyncio.to_thread(bank.warm, version)
+        if self.engine.alive:
+            await self.engine.call(partial(self._measure, version))
         return version
 
     async def unload(self, name: str, *, force: bool = False) -> int:
@@ -222,6 +232,20 @@ class ChatService:
 
     def _model_name(self, turn: Turn) -> str:
         return self.base.name if turn.model == BASE_ALIAS else turn.model
+
+    def _measure(self, version: AdapterVersion) -> None:
+        """Learn once what a version changes, and warn when that is nothing or too much. Engine's thread."""
+        if version.digest in self.effects:
+            return
+        try:
+            effect = self.engine.engine.measure_effect(version.digest)
+        except Exception:  # the adapter's own requests will say so to those who ask
+            log.exception("the effect of %s cannot be measured", version)
+            return
+        if effect is not None:
+            self.effects[version.digest] = effect
+            if effect.warning:
+                log.warning("adapter %s %s", version, effect.warning)
 
     def _free(self, version: AdapterVersion) -> None:
         self.engine.post(lambda: self.engine.engine.forget_adapter(version.digest))

@@ -10,6 +10,8 @@ from adapters.settings import Quantization, Settings
 from serving.engine.bank import AdapterBank
 from serving.engine.detokenizer import Detokenizer
 from serving.engine.grammar import GrammarCompiler
+from serving.engine.effect import Effect, measure_effect
+from serving.engine.family import FamilyProbe, refuse_unsupported
 from serving.engine.install import install_lora
 from serving.engine.kernels import Kernels, kernels_for
 from serving.engine.kv_cache import BlockPool, KVCache
@@ -38,6 +40,9 @@ class Engine:
 
     def __init__(self, base: BaseModel, settings: Settings, *, kernels: Kernels | None = None, fuse: bool = True):
         kernels = kernels or kernels_for(base.device)
+        self.max_model_len = min(settings.max_model_len or base.max_model_len, base.max_model_len)
+        refuse_unsupported(base, self.max_model_len)
+        probe = FamilyProbe(base)  # before the layers are replaced
         step = StepAdapters()
         shapes = base.linear_shapes  # before the layers are replaced
         bits = _BITS[settings.quantize] if base.device.type == "cpu" else None  # elsewhere it was loaded quantised
@@ -47,7 +52,7 @@ class Engine:
         self.runner = ModelRunner(base, self.bank, step, kernels)
         vocab_size = base.model.config.get_text_config().vocab_size
         self.grammars = GrammarCompiler(base.tokenizer, vocab_size, base.stop_token_ids)
-        self.max_model_len = min(settings.max_model_len or base.max_model_len, base.max_model_len)
+        probe.check(self.runner, rounded=bits is not None)
         self.pool = BlockPool(self._num_blocks(settings), BLOCK_SIZE, share_prefixes=settings.prefix_cache)
         self.runner.allocate(self.pool.num_blocks, BLOCK_SIZE)
         self.scheduler = Scheduler(
@@ -55,6 +60,7 @@ class Engine:
         )
         self.on_finished: Callable[[str], None] = lambda request_id: None
         self._requests: dict[str, _Running] = {}
+        self._measured = False  # an effect, since the last step
 
     def check(self, num_prompt: int, max_tokens: int | None, *, param: str = "messages") -> int:
         """The number of tokens a request may generate. Invalid when its prompt leaves room for none, unless
@@ -99,6 +105,18 @@ class Engine:
         self.pool.forget_adapter(digest)
         return self.bank.free(digest)
 
+    def measure_effect(self, digest: str) -> Effect | None:
+        """What an adapter changes, from one short forward pass beside the requests. None when it is not in memory, or
+        running requests need every slot, or have waited for another measurement already in this step: try again
+        later."""
+        in_use = self.scheduler.digests_in_use()
+        delays = self.has_work and self._measured
+        if delays or self.bank.status(digest) == "cold" or not self.bank.can_activate({digest}, in_use):
+            return None
+        self._measured = True
+        self.bank.activate({digest}, in_use)
+        return measure_effect(self.runner, self.bank.slot(digest), self.max_model_len)
+
     @property
     def has_work(self) -> bool:
         return bool(self._requests)
@@ -113,6 +131,7 @@ class Engine:
 
     def step(self) -> list[TokenDelta]:
         """Advance every scheduled request; returns what to tell their callers."""
+        self._measured = False
         try:
             batch = self.scheduler.schedule()
             sampled = self.runner.run(batch) if batch else []

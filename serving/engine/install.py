@@ -56,7 +56,8 @@ def probe_layers(base: BaseModel) -> list[LayerShape]:
         with torch.inference_mode():
             model(input_ids=zero, position_ids=zero, use_cache=False, step_input=probe)
     except (TypeError, ValueError) as error:
-        raise Invalid(f"base '{base.name}' cannot run in this engine: {error}", param="base") from error
+        kind = model.config.model_type
+        raise Invalid(f"base '{base.name}' ({kind}) cannot run in this engine: {error}", param="base") from error
     if set(probe.shapes) != set(range(layers)):
         raise Invalid(
             f"base '{base.name}' ({model.config.model_type}) has {layers} layers; only {len(probe.shapes)} "
