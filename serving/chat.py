@@ -24,7 +24,8 @@ MAX_SCALE = 2.0
 @dataclass(frozen=True)
 class Turn:
     """What a caller wants answered, and by whom. `blend` names adapters and strengths and replaces the adapter
-    that `model` names; `scale` is the strength of the latter."""
+    that `model` names; `scale` is the strength of the latter. `key` and `priority` are the scheduler's: who asks, and
+    how urgently (lower runs earlier)."""
 
     model: str
     messages: tuple[Message, ...]
@@ -32,6 +33,8 @@ class Turn:
     max_tokens: int | None = None  # None: as many as the model's length leaves room for
     scale: float = 1.0
     blend: tuple[tuple[str, float], ...] = ()
+    key: str = ""
+    priority: int = 0
 
 
 class Answer:
@@ -180,7 +183,7 @@ class ChatService:
             )
         prompt = self.renderer.prompt_ids(messages)
         params = replace(turn.params, max_tokens=self.engine.engine.check(len(prompt), turn.max_tokens))
-        return Request(uuid.uuid4().hex, tuple(prompt), params, _mix(leases))
+        return Request(uuid.uuid4().hex, tuple(prompt), params, _mix(leases), turn.key, turn.priority)
 
     def _messages(self, turn: Turn, versions: list[AdapterVersion]) -> list[Message]:
         """The conversation, with the system prompt the adapter was trained under when the caller gives none."""

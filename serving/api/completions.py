@@ -12,6 +12,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
 from adapters.errors import Invalid
+from serving.api.auth import Caller, caller_of
 from serving.api.errors import error_body
 from serving.api.schemas import ChatCompletionRequest
 from serving.api.streaming import event_stream, unless_disconnected
@@ -24,7 +25,7 @@ def completions_router(chat: ChatService) -> APIRouter:
 
     @router.post("/v1/chat/completions", response_model=None)
     async def chat_completions(body: ChatCompletionRequest, request: Request) -> Response:
-        answers = await chat.ask_together(_turns(body, chat))
+        answers = await chat.ask_together(_turns(body, chat, caller_of(request)))
         reply = _Reply(answers, chat.base.tokenizer)
         headers = adapter_headers(answers[0])
         if body.stream:
@@ -45,7 +46,7 @@ def adapter_headers(answer: Answer) -> dict[str, str]:
     return headers | ({"x-bianlian-digest": answer.digest} if answer.digest else {})
 
 
-def _turns(body: ChatCompletionRequest, chat: ChatService) -> list[Turn]:
+def _turns(body: ChatCompletionRequest, chat: ChatService, caller: Caller) -> list[Turn]:
     """One turn a choice. Choice k rolls its own dice, seed + k, so that n=2 with a seed is reproducible too."""
     try:
         params = body.params(
@@ -60,6 +61,8 @@ def _turns(body: ChatCompletionRequest, chat: ChatService) -> list[Turn]:
             params=replace(params, seed=params.seed + number),
             max_tokens=body.token_limit,
             blend=tuple((choice.model, choice.scale) for choice in body.lora),
+            key=caller.key,
+            priority=caller.priority(body.priority),
         )
         for number in range(body.n)
     ]

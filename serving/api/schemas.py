@@ -13,6 +13,7 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 MAX_STOPS = 16
 MAX_CHOICES = 16
 MAX_TOP_LOGPROBS = 20
+MAX_PRIORITY = 100
 
 
 class Body(BaseModel):
@@ -86,6 +87,7 @@ class Sampling(Body):
     frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
     repetition_penalty: float | None = Field(default=None, gt=0, le=5)
     logit_bias: dict[int, Annotated[float, Field(ge=-100, le=100)]] | None = None
+    priority: int = Field(default=0, ge=-MAX_PRIORITY, le=MAX_PRIORITY)  # vLLM's: lower runs earlier
 
     @field_validator("stop")
     @classmethod
