@@ -199,7 +199,11 @@ class ChatService:
         return self.base.name if turn.model == BASE_ALIAS else turn.model
 
     def _free(self, version: AdapterVersion) -> None:
-        self.engine.post(lambda: self.engine.engine.forget_adapter(version.digest))
+        # By then somebody may have asked for the version again, and relies on its weights being in memory.
+        def forget() -> None:
+            self.registry.unless_leased(version, lambda: self.engine.engine.forget_adapter(version.digest))
+
+        self.engine.post(forget)
 
 
 def _mix(leases: list[tuple[Lease, float]]) -> AdapterMix:

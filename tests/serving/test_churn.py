@@ -83,7 +83,7 @@ class Oracle:
                     self._continue(frozenset({(first, BLEND[0]), (second, BLEND[1])}))
 
     def tells_apart(self, length: int) -> float:
-        """The share of different answers among those of different mixes to the same prompt, judged by so many tokens."""
+        """The share of different answers to the same prompt by different mixes, judged by so many tokens."""
         return len({(prompt, *tokens[:length]) for (_, prompt), tokens in self._answers.items()}) / len(self._answers)
 
     def tokens(self, mix: Mix, prompt: int) -> list[int]:
