@@ -84,6 +84,13 @@ class AdapterRegistry:
     def leases(self, version: AdapterVersion) -> int:
         return self._leases[version.digest]
 
+    def unless_leased(self, version: AdapterVersion, free: Callable[[], object]) -> None:
+        """Run `free` while nobody can take a lease on the version; not at all when somebody has one. The version is
+        then reported as drained again after the last of them."""
+        with self._lock:
+            if not self._leases[version.digest]:
+                free()
+
     @property
     def total_leases(self) -> int:
         return self._leases.total()

@@ -37,7 +37,12 @@ class Settings(BaseSettings):
         default=None, ge=16, description="Tokens a sequence may have; default: the model's."
     )
     kv_cache_memory: float = Field(default=1.0, gt=0, description="GiB for keys and values.")
-    max_batch_tokens: int = Field(default=2048, ge=16, description="Tokens computed in one step.")
+    max_batch_tokens: int | None = Field(
+        default=None,
+        ge=16,
+        description="Tokens computed in one step, running answers first; so it bounds how long a prompt holds them up. "
+        "Default: 256 on CPU, 2048 on CUDA.",
+    )
     max_running: int = Field(default=64, ge=1, description="Sequences that run at once.")
     max_waiting: int = Field(default=1024, ge=1, description="Requests that may wait; more are refused with 429.")
     adapter_slots: int = Field(default=16, ge=1, description="Adapters on the device at once.")

@@ -30,7 +30,8 @@ log = logging.getLogger(__name__)
 class Turn:
     """What a caller wants answered, and by whom. `blend` names adapters and strengths and replaces the adapter
     that `model` names; `scale` is the strength of the latter. A `prompt`, text or token ids, is continued as it
-    stands, instead of messages: no template, no system prompt."""
+    stands, instead of messages: no template, no system prompt. `key` and `priority` are the scheduler's: who asks, and
+    how urgently (lower runs earlier)."""
 
     model: str
     messages: tuple[Message, ...] = ()
@@ -39,6 +40,8 @@ class Turn:
     scale: float = 1.0
     blend: tuple[tuple[str, float], ...] = ()
     prompt: str | tuple[int, ...] | None = None
+    key: str = ""
+    priority: int = 0
 
 
 class Answer:
@@ -196,7 +199,7 @@ class ChatService:
             prompt = self._raw_ids(turn.prompt)
             max_tokens = engine.check(len(prompt), turn.max_tokens, param="prompt")
         params = replace(turn.params, max_tokens=max_tokens)
-        return Request(uuid.uuid4().hex, tuple(prompt), params, _mix(leases))
+        return Request(uuid.uuid4().hex, tuple(prompt), params, _mix(leases), turn.key, turn.priority)
 
     def _raw_ids(self, prompt: str | tuple[int, ...]) -> list[int]:
         """A prompt without template, as the tokenizer reads text by itself: special tokens spelled out in it are
@@ -248,7 +251,11 @@ class ChatService:
                 log.warning("adapter %s %s", version, effect.warning)
 
     def _free(self, version: AdapterVersion) -> None:
-        self.engine.post(lambda: self.engine.engine.forget_adapter(version.digest))
+        # By then somebody may have asked for the version again, and relies on its weights being in memory.
+        def forget() -> None:
+            self.registry.unless_leased(version, lambda: self.engine.engine.forget_adapter(version.digest))
+
+        self.engine.post(forget)
 
 
 def _mix(leases: list[tuple[Lease, float]]) -> AdapterMix:

@@ -7,6 +7,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from adapters.errors import Invalid
+from serving.api.auth import Caller, caller_of
 from serving.api.reply import Reply
 from serving.api.schemas import ChatCompletionRequest
 from serving.chat import ChatService, Turn
@@ -18,14 +19,14 @@ def completions_router(chat: ChatService) -> APIRouter:
 
     @router.post("/v1/chat/completions", response_model=None)
     async def chat_completions(body: ChatCompletionRequest, request: Request) -> Response:
-        answers = await chat.ask_together(_turns(body, chat))
+        answers = await chat.ask_together(_turns(body, chat, caller_of(request)))
         reply = _ChatReply(answers, chat.base.tokenizer, body.n)
         return await reply.respond(chat, request, stream=body.stream, options=body.stream_options)
 
     return router
 
 
-def _turns(body: ChatCompletionRequest, chat: ChatService) -> list[Turn]:
+def _turns(body: ChatCompletionRequest, chat: ChatService, caller: Caller) -> list[Turn]:
     """One turn a choice. Choice k rolls its own dice, seed + k, so that n=2 with a seed is reproducible too."""
     try:
         params = body.params(
@@ -40,6 +41,8 @@ def _turns(body: ChatCompletionRequest, chat: ChatService) -> list[Turn]:
             params=replace(params, seed=params.seed + number),
             max_tokens=body.token_limit,
             blend=tuple((choice.model, choice.scale) for choice in body.lora),
+            key=caller.key,
+            priority=caller.priority(body.priority),
         )
         for number in range(body.n)
     ]

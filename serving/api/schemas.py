@@ -17,6 +17,7 @@ MAX_CHOICES = 16
 MAX_TOP_LOGPROBS = 20
 MAX_PROMPTS = 128  # times choices: what one body may start at once
 DEFAULT_TEXT_TOKENS = 16  # of a text completion, as OpenAI has it
+MAX_PRIORITY = 100
 
 
 class Body(BaseModel):
@@ -168,6 +169,8 @@ class Sampling(Body):
         if regex is not None:
             return Grammar("regex", regex)
         return None if choice is None else Grammar("choice", json.dumps(choice, ensure_ascii=False))
+
+    priority: int = Field(default=0, ge=-MAX_PRIORITY, le=MAX_PRIORITY)  # vLLM's: lower runs earlier
 
     @field_validator("stop")
     @classmethod

@@ -7,6 +7,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from adapters.errors import Invalid
+from serving.api.auth import Caller, caller_of
 from serving.api.reply import Reply
 from serving.api.schemas import DEFAULT_TEXT_TOKENS, TextCompletionRequest
 from serving.chat import Answer, ChatService, Turn
@@ -21,14 +22,14 @@ def text_completions_router(chat: ChatService) -> APIRouter:
 
     @router.post("/v1/completions", response_model=None)
     async def completions(body: TextCompletionRequest, request: Request) -> Response:
-        answers = await chat.ask_together(_turns(body, chat))
+        answers = await chat.ask_together(_turns(body, chat, caller_of(request)))
         reply = _TextReply(answers, chat.base.tokenizer, body)
         return await reply.respond(chat, request, stream=body.stream, options=body.stream_options)
 
     return router
 
 
-def _turns(body: TextCompletionRequest, chat: ChatService) -> list[Turn]:
+def _turns(body: TextCompletionRequest, chat: ChatService, caller: Caller) -> list[Turn]:
     """n turns a prompt. Choice k of every prompt rolls the dice of seed + k, as it would if it were sent alone."""
     vocab_size = chat.base.model.config.get_text_config().vocab_size
     for prompt in body.prompt:
@@ -48,6 +49,8 @@ def _turns(body: TextCompletionRequest, chat: ChatService) -> list[Turn]:
             params=replace(params, seed=params.seed + number),
             max_tokens=DEFAULT_TEXT_TOKENS if body.max_tokens is None else body.max_tokens,
             blend=tuple((choice.model, choice.scale) for choice in body.lora),
+            key=caller.key,
+            priority=caller.priority(body.priority),
         )
         for prompt in body.prompt
         for number in range(body.n)

@@ -6,7 +6,7 @@ versions are the registry's business."""
 
 import threading
 from collections import OrderedDict
-from collections.abc import Collection
+from collections.abc import Collection, Set
 from pathlib import Path
 
 import torch
@@ -65,6 +65,11 @@ class AdapterBank:
             return 0
         on_device = digest in self._active and self._device != _HOST
         return weights.nbytes * (2 if on_device else 1)
+
+    @property
+    def active(self) -> Set[str]:
+        """Digests of the adapters in slots."""
+        return self._active.keys()
 
     @property
     def num_active(self) -> int:

@@ -9,16 +9,16 @@ from adapters.errors import Invalid
 from adapters.settings import Quantization, Settings
 from serving.engine.bank import AdapterBank
 from serving.engine.detokenizer import Detokenizer
-from serving.engine.grammar import GrammarCompiler
 from serving.engine.effect import Effect, measure_effect
 from serving.engine.family import FamilyProbe, refuse_unsupported
+from serving.engine.grammar import GrammarCompiler
 from serving.engine.install import install_lora
 from serving.engine.kernels import Kernels, kernels_for
 from serving.engine.kv_cache import BlockPool, KVCache
 from serving.engine.lora import StepAdapters
 from serving.engine.model_runner import ModelRunner
 from serving.engine.sampler import Sampled
-from serving.engine.scheduler import Scheduler
+from serving.engine.scheduler import CannotStart, Scheduler
 from serving.engine.sequence import FinishReason, Request, Sequence, TokenDelta
 
 BLOCK_SIZE = 16
@@ -32,7 +32,7 @@ class _Running:
     """A submitted request and what its answer needs until it ends."""
 
     sequence: Sequence
-    detokenizer: Detokenizer
+    detokenizer: Detokenizer | None = None  # from the first token on: requests that wait hold their ids only
 
 
 class Engine:
@@ -55,8 +55,9 @@ class Engine:
         probe.check(self.runner, rounded=bits is not None)
         self.pool = BlockPool(self._num_blocks(settings), BLOCK_SIZE, share_prefixes=settings.prefix_cache)
         self.runner.allocate(self.pool.num_blocks, BLOCK_SIZE)
+        batch_tokens = settings.max_batch_tokens or (256 if base.device.type == "cpu" else 2048)
         self.scheduler = Scheduler(
-            self.pool, self.bank, max_batch_tokens=settings.max_batch_tokens, max_running=settings.max_running
+            self.pool, self.bank, max_batch_tokens=batch_tokens, max_running=settings.max_running
         )
         self.on_finished: Callable[[str], None] = lambda request_id: None
         self._requests: dict[str, _Running] = {}
@@ -81,8 +82,8 @@ class Engine:
         sequence = Sequence(request)
         if request.params.grammar:
             sequence.matcher = self.grammars.matcher(request.params.grammar)
-        self._requests[request.id] = _Running(sequence, Detokenizer(self.base.tokenizer, request.params.stop))
         self.scheduler.add(sequence)
+        self._requests[request.id] = _Running(sequence)
 
     def abort(self, request_id: str) -> None:
         """Stop a request and free what it holds, now. Unknown ids are ones that have just ended."""
@@ -135,6 +136,9 @@ class Engine:
         try:
             batch = self.scheduler.schedule()
             sampled = self.runner.run(batch) if batch else []
+        except CannotStart as error:  # nobody has advanced; the next step goes on without this one
+            log.exception("request %s cannot start", error.sequence.request.id)
+            return [self._fail(error.sequence, error.__cause__ or error)]
         except Exception as error:  # the step is lost for everyone in it; each of them must hear of it
             log.exception("engine step failed")
             return self._fail_all(error)
@@ -148,7 +152,8 @@ class Engine:
         if request.params.max_tokens == 0:
             self._finish(request.id)
             return TokenDelta(request.id, "", prompt_logprobs=tuple(scores), finish_reason=FinishReason.LENGTH)
-        detokenizer = self._requests[request.id].detokenizer
+        running = self._requests[request.id]
+        detokenizer = running.detokenizer = running.detokenizer or Detokenizer(self.base.tokenizer, request.params.stop)
         matcher = sequence.matcher
         sequence.tokens.append(sampled.token_id)
         if matcher:
@@ -190,12 +195,12 @@ class Engine:
         """End every running request; after an unknown failure their keys and values cannot be trusted. Waiting ones
         have none yet and go on, unless nothing ran: then the first of them is what cannot be scheduled."""
         failed = list(self.scheduler.running) or list(self.scheduler.waiting)[:1]
+        return [self._fail(sequence, error) for sequence in failed]
+
+    def _fail(self, sequence: Sequence, error: BaseException) -> TokenDelta:
+        self._finish(sequence.request.id)
         reason = f"the engine failed on this step ({type(error).__name__}: {error}); send the request again"
-        for sequence in failed:
-            self._finish(sequence.request.id)
-        return [
-            TokenDelta(sequence.request.id, "", finish_reason=FinishReason.ERROR, error=reason) for sequence in failed
-        ]
+        return TokenDelta(sequence.request.id, "", finish_reason=FinishReason.ERROR, error=reason)
 
     def _num_blocks(self, settings: Settings) -> int:
         """Blocks in the memory set aside; Invalid when a single longest sequence would not fit."""

@@ -1,6 +1,7 @@
 """The words the engine's parts use with each other: what was asked, how far it is, what came out."""
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import cached_property
 
@@ -68,6 +69,12 @@ class Request:
     prompt_ids: tuple[int, ...]
     params: SamplingParams
     mix: AdapterMix = ()
+    key: str = ""  # who asks: requests that wait are served fairly between keys
+    priority: int = 0  # lower runs earlier
+
+    @property
+    def adapters(self) -> frozenset[str]:
+        return frozenset(digest for digest, _ in self.mix)
 
 
 @dataclass(frozen=True)
@@ -92,6 +99,20 @@ class TokenDelta:
     error: str | None = None
 
 
+def merge(deltas: Seq[TokenDelta]) -> TokenDelta:
+    """Consecutive deltas of one request as one."""
+    if len(deltas) == 1:
+        return deltas[0]
+    return replace(
+        deltas[-1],
+        text="".join(delta.text for delta in deltas),
+        token_ids=tuple(token for delta in deltas for token in delta.token_ids),
+        logprobs=tuple(logprob for delta in deltas for logprob in delta.logprobs),
+        prompt_logprobs=tuple(logprob for delta in deltas for logprob in delta.prompt_logprobs),
+        cached_tokens=max(delta.cached_tokens for delta in deltas),
+    )
+
+
 @dataclass(eq=False)
 class Sequence:
     """A request on its way. `tokens` is prompt and output; the first `num_computed` have keys and values."""
@@ -101,11 +122,13 @@ class Sequence:
     num_computed: int = 0
     num_cached: int = 0  # prompt tokens found in the prefix cache at first admission
     blocks: list[int] = field(default_factory=list)
-    waited_steps: int = 0
     matcher: Matcher | None = None  # where the answer is in its grammar
     counts: TokenCounts | None = None  # kept by the sampler, for penalties
     # As far as they are known; nothing comes before the first token to predict it.
     prompt_logprobs: list[TokenLogprob | None] = field(default_factory=lambda: [None])
+    num_shared: int = 0  # blocks, from the first on, that the prefix cache knows
+    last_shared: int = -1  # its name for the last of them
+    started: bool = False  # has run, though it may be waiting again
 
     def __post_init__(self) -> None:
         self.tokens = list(self.request.prompt_ids)

@@ -94,3 +94,21 @@ def test_an_unloaded_name_comes_back_with_its_next_version(
     assert registry.versions() == []
     new = registry.store.publish(tiny_adapters["r4"], "face")
     assert registry.resolve("face") == new and registry.versions() == [new]
+
+
+def test_a_drained_version_that_is_asked_for_again_is_not_freed_but_drained_again(
+    registry: AdapterRegistry, tiny_adapters: dict[str, Path], drained: list[AdapterVersion]
+) -> None:
+    """Freeing happens later, on another thread; a lease taken in between counts."""
+    old = registry.store.publish(tiny_adapters["r2"], "face")
+    registry.acquire("face").release()
+    registry.store.publish(tiny_adapters["r4"], "face")
+    registry.refresh()
+    assert drained == [old]
+    lease = registry.acquire("face@1")
+    freed: list[str] = []
+    registry.unless_leased(old, lambda: freed.append("too early"))
+    lease.release()
+    assert drained == [old, old]
+    registry.unless_leased(old, lambda: freed.append("now"))
+    assert freed == ["now"]
