@@ -22,6 +22,7 @@ from serving.engine.sequence import SamplingParams, Sequence, TokenLogprob
 CANDIDATES = 256
 # Not -inf: where a grammar leaves nothing but the end of turn, a minimum length must give way.
 _BANNED = -1e9
+_GREATEST_NOISE = 17.0  # a little more than -log(-log(1 - 2**-24))
 
 
 @dataclass(frozen=True)
@@ -145,13 +146,25 @@ def _draw(logits: Tensor, sequences: Seq[Sequence]) -> Tensor:
         return _draw_truncated(scaled, dice, params)
     tokens = torch.empty(len(params), dtype=torch.long, device=device)
     whole = [row for row, p in enumerate(params) if not p.truncated]
-    everything = torch.arange(scaled.shape[1], device=device)
-    # On a CPU a row at a time: what it takes in between then stays in the cache, which is twice as fast.
-    for rows in torch.tensor(whole, device=device).split(1 if device.type == "cpu" else max(1, len(whole))):
-        tokens[rows] = (scaled[rows] + _noise(dice[rows], everything)).argmax(dim=-1)
+    tokens[whole] = _draw_whole(scaled[whole], dice[whole])
     if cut:
         tokens[cut] = _draw_truncated(scaled[cut], dice[cut], [params[row] for row in cut])
     return tokens
+
+
+def _draw_whole(scaled: Tensor, dice: Tensor) -> Tensor:
+    """Tokens (rows) from the whole vocabulary."""
+    if scaled.device.type != "cpu":
+        return (scaled + _noise(dice, torch.arange(scaled.shape[1], device=scaled.device))).argmax(dim=-1)
+    # Noise takes a CPU 1.4 ms a row of 151,936. Only tokens that could still beat the likeliest one get theirs, a row
+    # at a time, so that what it takes in between stays in the cache.
+    tokens = []
+    for row, roll in zip(scaled, dice[:, None], strict=True):
+        likeliest = row.argmax()
+        beaten = row < row[likeliest] + _noise(roll, likeliest)[0, 0] - _GREATEST_NOISE
+        ids = (~beaten).nonzero()[:, 0]
+        tokens.append(ids[(row[ids] + _noise(roll, ids)[0]).argmax()])
+    return torch.stack(tokens)
 
 
 def _draw_truncated(scaled: Tensor, dice: Tensor, params: Seq[SamplingParams]) -> Tensor:
@@ -218,7 +231,7 @@ def _floor(ordered: Tensor, limits: _Limits) -> tuple[Tensor, Tensor]:
 
 
 def _noise(dice: Tensor, token_ids: Tensor) -> Tensor:
-    """Standard Gumbel noise (rows, tokens); dice (rows), token_ids (tokens) or (rows, tokens)."""
+    """Standard Gumbel noise (rows, tokens); dice (rows), token_ids (tokens) or (rows, tokens), or one token."""
     bits = (_mix(dice[:, None] + token_ids * _ODD_B) >> 40) & 0xFFFFFF
     # The greatest of 2**24 values rounds to 1, whose noise would be infinite: one step in a hundred would then say
     # any word of a vocabulary of 150,000.

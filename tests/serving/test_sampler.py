@@ -6,7 +6,7 @@ import random
 import torch
 from torch import Tensor
 
-from serving.engine.sampler import CANDIDATES, sample
+from serving.engine.sampler import _ODD_A, CANDIDATES, _mix, _noise, sample
 from serving.engine.sequence import Request, SamplingParams, Sequence
 
 
@@ -101,6 +101,16 @@ def test_truncation_over_few_candidates_equals_its_definition_over_all() -> None
             for row, p in ((left, whole), (logits, params))
         ]
         assert drawn.token_id == expected.token_id, params
+
+
+def test_leaving_out_what_cannot_win_changes_no_draw() -> None:
+    torch.manual_seed(3)
+    for spread in (0.5, 3.0, 12.0):
+        logits = torch.randn(200, 3000) * spread
+        batch = sequences(200)
+        dice = torch.tensor([_mix(torch.tensor(seed) * _ODD_A) for seed in range(200)])
+        expected = (logits + _noise(dice, torch.arange(3000))).argmax(dim=-1).tolist()
+        assert [sampled.token_id for sampled in sample(logits, batch, frozenset())] == expected
 
 
 def test_equally_likely_tokens_stay_or_go_together() -> None:
