@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import adapters.cli
+import serving.cli
 import training.cli
 from adapters.errors import BianlianError, Invalid, Unavailable
 
@@ -307,6 +308,7 @@ async def _print_side_by_side(chat: ChatService) -> None:
 
 
 adapters.cli.register(cli)
+serving.cli.register(cli)
 training.cli.register(cli)
 
 

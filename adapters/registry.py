@@ -136,10 +136,11 @@ class AdapterRegistry:
     def refresh(self) -> None:
         """Notice names that moved on disk: versions no name or lease needs any more are reported as drained."""
         with self._lock:
-            wanted = {version.digest for version in self.versions()}
-            drained = [
-                version for digest, version in self._seen.items() if digest not in wanted and not self._leases[digest]
-            ]
+            moved = [v for digest, v in self._seen.items() if not self._leases[digest] and not self._is_current(v)]
+            # Another name may have the same weights. Looking through all of them is left to when one has moved.
+            wanted = {version.digest: version for version in self.versions()} if moved else {}
+            self._seen |= {v.digest: wanted[v.digest] for v in moved if v.digest in wanted}
+            drained = [version for version in moved if version.digest not in wanted]
             for version in drained:
                 del self._seen[version.digest]
         for version in drained:
@@ -151,8 +152,14 @@ class AdapterRegistry:
             last = not self._leases[version.digest]
             if last:
                 del self._leases[version.digest]
-        if last:
+            moved = last and not self._is_current(version)  # one small read; this may be the engine's thread
+        if moved:
             self.refresh()
+
+    def _is_current(self, version: AdapterVersion) -> bool:
+        """Whether the version's own name is offered and still means these weights."""
+        now = self._intact(version.name)
+        return now is not None and now.digest == version.digest and self._fits(now) and not self._is_hidden(now)
 
     def _is_hidden(self, version: AdapterVersion) -> bool:
         return version.name not in self._attached and self._hidden.get(version.name) == version.digest
@@ -161,11 +168,10 @@ class AdapterRegistry:
         """The name's version; None, with a line in the log, when its files are gone or cannot be read. One damaged
         adapter must not take the others down."""
         try:
-            if name not in self._attached and not self.store.numbers(name):
-                return None
             return self._attached.get(name) or self.store.current(name)
         except (BianlianError, OSError) as error:
-            log.warning("adapter '%s' is left out: %s", name, error)
+            if self.store.numbers(name):
+                log.warning("adapter '%s' is left out: %s", name, error)
             return None
 
     def _fits(self, version: AdapterVersion) -> bool:
