@@ -81,7 +81,7 @@ class Scheduler:
                 passed_over += 1
                 continue
             reused = self.pool.reuse_prefix(sequence)
-            if self._fitting(sequence) < min(len(sequence.tokens) - reused, budget) and not (
+            if self._fitting(sequence) - reused < min(len(sequence.tokens) - reused, budget) and not (
                 nothing_else and not self.running
             ):
                 self.pool.release(sequence)
