@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from adapters.base_model import BaseModel
 from adapters.errors import Invalid
 from adapters.settings import Settings
-from serving.engine.bank import AdapterBank
+from serving.engine.bank import AdapterBank, adapter_budgets
 from serving.engine.detokenizer import Detokenizer
 from serving.engine.install import install_lora
 from serving.engine.kernels import Kernels, kernels_for
@@ -40,7 +40,16 @@ class Engine:
         shapes = base.linear_shapes  # before the layers are replaced
         layers = install_lora(base, step, kernels, fuse=fuse)
         self.base = base
-        self.bank = AdapterBank(layers, shapes, num_slots=settings.adapter_slots, dtype=base.dtype, device=base.device)
+        host_budget, device_budget = adapter_budgets(settings, base.device)
+        self.bank = AdapterBank(
+            layers,
+            shapes,
+            num_slots=settings.adapter_slots,
+            dtype=base.dtype,
+            device=base.device,
+            host_budget=host_budget,
+            device_budget=device_budget,
+        )
         self.runner = ModelRunner(base, self.bank, step, kernels)
         self.max_model_len = min(settings.max_model_len or base.max_model_len, base.max_model_len)
         self.pool = BlockPool(self._num_blocks(settings), BLOCK_SIZE, share_prefixes=settings.prefix_cache)
@@ -64,8 +73,11 @@ class Engine:
         return min(max_tokens, room) if max_tokens is not None else room
 
     def add(self, request: Request) -> None:
-        """Queue a request. Its prompt must have passed `check` and its adapters must be warm."""
+        """Queue a request. Its prompt must have passed `check`, its adapters `bank.require_room`; they must be warm,
+        and stay so until it ends."""
         sequence = Sequence(request)
+        for digest, _ in request.mix:
+            self.bank.hold(digest)
         self._requests[request.id] = _Running(sequence, Detokenizer(self.base.tokenizer, request.params.stop))
         self.scheduler.add(sequence)
 
@@ -144,7 +156,10 @@ class Engine:
         return token_id in self.base.stop_token_ids and not params.ignore_eos
 
     def _finish(self, request_id: str) -> None:
-        self.scheduler.remove(self._requests.pop(request_id).sequence)
+        sequence = self._requests.pop(request_id).sequence
+        self.scheduler.remove(sequence)
+        for digest, _ in sequence.request.mix:
+            self.bank.release(digest)
         self.on_finished(request_id)
 
     def _fail_all(self, error: Exception) -> list[TokenDelta]:

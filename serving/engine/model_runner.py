@@ -38,7 +38,12 @@ class ModelRunner:
         # Rows with the same adapters lie together: each adapter is then one matrix product a layer.
         ordered = sorted(batch, key=lambda chunk: chunk.sequence.request.mix)
         due = [chunk for chunk in ordered if chunk.samples]
-        self.step.begin(self._segments(ordered), sum(chunk.count for chunk in ordered))
+        self.step.begin(
+            self._segments([(chunk, chunk.count) for chunk in ordered]),
+            sum(chunk.count for chunk in ordered),
+            self._segments([(chunk, 1) for chunk in due]),  # of each, its last row
+            len(due),
+        )
         try:
             logits = self._forward(ordered)
         finally:
@@ -81,15 +86,16 @@ class ModelRunner:
         offsets = torch.arange(self.block_size, device=self.base.device)
         return (blocks[:, None] * self.block_size + offsets).flatten()[: chunk.end]
 
-    def _segments(self, batch: Batch) -> list[RowSegment]:
+    def _segments(self, counts: list[tuple[Chunk, int]]) -> list[RowSegment]:
+        """Which rows use which slots, when each chunk has `count` of them."""
         segments: list[RowSegment] = []
         row = 0
-        for chunk in batch:
-            end = row + chunk.count
+        for chunk, count in counts:
+            end = row + count
             slots = tuple((self.bank.slot(digest), scale) for digest, scale in chunk.sequence.request.mix)
             if segments and segments[-1].slots == slots and segments[-1].end == row:
                 segments[-1] = RowSegment(segments[-1].start, end, slots)
-            elif slots:
+            elif slots and count:
                 segments.append(RowSegment(row, end, slots))
             row = end
         return segments

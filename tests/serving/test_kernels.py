@@ -9,12 +9,11 @@ from torch import nn
 
 from adapters.base_model import load_base
 from adapters.settings import Settings
-from adapters.weights import LoRAWeights
 from serving.engine.engine import Engine
 from serving.engine.kernels import cpu, reference
 from serving.engine.kernels.plan import AttentionPlan, AttentionSpec, Span
 from serving.engine.kv_cache import LayerCache
-from serving.engine.lora import LoRALinear, RowSegment, StepAdapters
+from serving.engine.lora import Delta, LoRALinear, RowSegment, StepAdapters
 from tests.serving.test_engine import drain, random_prompts, request, tokens_of
 
 TOKENS = 512
@@ -63,7 +62,7 @@ def test_adapters_joined_or_by_segment_equal_the_reference() -> None:
         for slot, rank in ((1, 4), (3, 2), (4, 7)):
             for name, width in (("q", 48), ("v", 32)):
                 if (slot, name) != (3, "q"):  # an adapter need not target every layer
-                    layer.load(slot, name, LoRAWeights(torch.randn(rank, 64), torch.randn(width, rank)))
+                    layer.load(slot, name, Delta(torch.randn(rank, 64), torch.randn(rank, width)))
         segments = [
             RowSegment(1, 3, ((1, 1.0),)),
             RowSegment(3, 4, ((3, 0.5), (4, -1.5))),
@@ -88,7 +87,7 @@ def test_a_slot_loaded_again_is_not_served_from_the_joined_copy() -> None:
     layer = LoRALinear(nn.Linear(8, 8, bias=False).requires_grad_(False), {"q": 8}, step, cpu)
     x, outs = torch.randn(2, 8), []
     for value in (1.0, 2.0):
-        layer.load(1, "q", LoRAWeights(torch.full((2, 8), value), torch.ones(8, 2)))
+        layer.load(1, "q", Delta(torch.full((2, 8), value), torch.ones(2, 8)))
         for _ in range(3):
             step.begin([RowSegment(0, 2, ((1, 1.0),))], 2)
             out = layer(x) - layer.base(x)

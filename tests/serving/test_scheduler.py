@@ -7,9 +7,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from adapters.weights import AdapterWeights
 from serving.engine.bank import AdapterBank
 from serving.engine.kv_cache import BlockPool
+from serving.engine.packed import pack
 from serving.engine.scheduler import Scheduler, digests_of
 from serving.engine.sequence import Request, SamplingParams, Sequence
 
@@ -27,8 +27,7 @@ class Books(RuleBasedStateMachine):
         super().__init__()
         self.pool = BlockPool(BLOCKS, BLOCK_SIZE)
         self.bank = AdapterBank({}, {}, num_slots=SLOTS, dtype=torch.float32, device=torch.device("cpu"))
-        for digest in DIGESTS:
-            self.bank._host[digest] = AdapterWeights({})
+        self.bank._host.update((digest, pack({}, page_locked=False)) for digest in DIGESTS)
         self.scheduler = Scheduler(self.pool, self.bank, max_batch_tokens=BUDGET, max_running=RUNNING)
         self.alive: list[Sequence] = []
         self.waited: Counter[str] = Counter()

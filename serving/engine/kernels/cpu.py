@@ -28,6 +28,12 @@ class PackedLinear(nn.Module):
         self.packed = torch.ops.mkldnn._reorder_linear_weight(weight, _EXPECTED_ROWS)
         self.bias = bias
 
+    @property
+    def weight(self) -> Tensor:
+        """A dense copy, (out_features, in_features)."""
+        dense: Tensor = self.packed.to_dense()
+        return dense
+
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
         return out
@@ -84,8 +90,9 @@ def add_lora(out: Tensor, x: Tensor, layer: LoRALinear, rows: StepRows) -> None:
     for segment in rows.segments:
         here = slice(segment.start, segment.end)
         for slot, scale in segment.slots:
-            for columns, weights in layer.parts(slot):
-                out[here, columns].addmm_(x[here] @ weights.a.T, weights.b.T, alpha=scale)
+            for columns, delta in layer.parts(slot):
+                assert delta.a is not None and delta.b is not None
+                out[here, columns].addmm_(x[here] @ delta.a.T, delta.b, alpha=scale)
 
 
 def _add_joined(out: Tensor, x: Tensor, layer: LoRALinear, rows: StepRows) -> None:
