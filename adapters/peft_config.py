@@ -42,6 +42,7 @@ def _whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
+TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 Rank = Annotated[int, BeforeValidator(_whole), Field(ge=1, le=65536)]
 
 
@@ -62,7 +63,7 @@ class AdapterConfig(BaseModel):
     bias: str = "none"
     init_lora_weights: bool | str | None = True
     modules_to_save: list[str] | None = None
-    trainable_token_indices: list[int] | dict[str, list[int]] | None = None
+    trainable_token_indices: list[TokenId] | dict[str, list[TokenId]] | None = None
     ensure_weight_tying: bool | None = False
 
 

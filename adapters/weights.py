@@ -44,12 +44,12 @@ _VECTORS = {"bias", "magnitude", "base_bias", "own_bias"}
 @dataclass(frozen=True)
 class LoRAWeights:
     """y += B A x + bias. On an embedding x is the one-hot token: `in_features` is the vocabulary. With a magnitude
-    (DoRA, Liu et al. 2024) the rows of W + BA are scaled to it; it is float32."""
+    (DoRA, Liu et al. 2024) the rows of W + BA are scaled to it."""
 
     a: Tensor  # (rank, in_features)
     b: Tensor  # (out_features, rank), scale folded in
-    bias: Tensor | None = None  # (out_features,), scale folded in
-    magnitude: Tensor | None = None  # (out_features,)
+    bias: Tensor | None = None  # (out_features,) float32, scale folded in
+    magnitude: Tensor | None = None  # (out_features,) float32
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Replacement:
     """Values that stand in place of the base's own."""
 
     weight: Tensor | None = None  # (rows, in_features); of an embedding (rows, width)
-    bias: Tensor | None = None  # (out_features,)
+    bias: Tensor | None = None  # (out_features,) float32
     tokens: Tensor | None = None  # (rows,) int64: which rows of the base's weight these are; None: all
 
     @property
@@ -105,7 +105,7 @@ def read_adapter(
                 modules[module] = _lora(config, module, lora, (in_features, out_features))
             if not own.empty:
                 replaced[module] = own
-            base = _repeated_values(config, module, parts, own)
+            base = _repeated_values(module, parts, own)
             if not base.empty:
                 repeated[module] = base
             rows = (in_features, out_features) if module in embeddings else (out_features, in_features)
@@ -120,7 +120,9 @@ def read_adapter(
         repeated,
         ties_head=bool(config.ensure_weight_tying),
     )
-    if not all(weights.b.isfinite().all() for weights in cast.modules.values()):
+    scaled = [weights.b for weights in cast.modules.values()]
+    whole = [values.weight for values in cast.replaced.values() if values.weight is not None]
+    if not all(tensor.isfinite().all() for tensor in scaled + whole):
         raise Invalid(f"{directory}: B times its scale is too large for {dtype}; the training diverged")
     return cast
 
@@ -209,7 +211,7 @@ def _own_values(config: AdapterConfig, module: str, parts: Mapping[str, Tensor])
     return Replacement(parts["tokens"], bias, _token_indices(config, module, len(parts["tokens"])))
 
 
-def _repeated_values(config: AdapterConfig, module: str, parts: Mapping[str, Tensor], own: Replacement) -> Replacement:
+def _repeated_values(module: str, parts: Mapping[str, Tensor], own: Replacement) -> Replacement:
     weights = [parts[part] for part in ("base_weight", "own_weight") if part in parts and parts[part] is not own.weight]
     biases = [parts[part] for part in ("base_bias", "own_bias") if part in parts and parts[part] is not own.bias]
     if len(weights) > 1 or len(biases) > 1:
@@ -285,7 +287,7 @@ def _cast_lora(weights: LoRAWeights, dtype: torch.dtype, device: torch.device) -
     return LoRAWeights(
         weights.a.to(device, dtype).contiguous(),
         weights.b.to(device, dtype).contiguous(),
-        weights.bias.to(device, dtype) if weights.bias is not None else None,
+        weights.bias.to(device) if weights.bias is not None else None,
         weights.magnitude.to(device) if weights.magnitude is not None else None,
     )
 
@@ -293,6 +295,6 @@ def _cast_lora(weights: LoRAWeights, dtype: torch.dtype, device: torch.device) -
 def _cast_replacement(values: Replacement, dtype: torch.dtype, device: torch.device) -> Replacement:
     return Replacement(
         values.weight.to(device, dtype).contiguous() if values.weight is not None else None,
-        values.bias.to(device, dtype) if values.bias is not None else None,
+        values.bias.to(device, torch.float32) if values.bias is not None else None,
         values.tokens.to(device) if values.tokens is not None else None,
     )

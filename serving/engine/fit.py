@@ -58,6 +58,8 @@ def _fit(
         a, b, bias = lora.a, lora.b, lora.bias
         if lora.magnitude is not None:
             gain = _gain(lora, layer.base_weight(name))
+            if not gain.isfinite().all():
+                raise Invalid(f"{directory}: DoRA on {name} scales a row of zeros; it was trained on another base")
             b = (b.float() * gain[:, None]).to(b.dtype)
     if replaced:
         weight, tokens = replaced.weight, replaced.tokens

@@ -37,7 +37,7 @@ class Delta:
     a: Tensor | None = None  # (rank, in_features)
     b: Tensor | None = None  # (rank, out_features), contiguous; scale and gain folded in
     gain: Tensor | None = None  # (out_features,) float32
-    bias: Tensor | None = None  # (out_features,)
+    bias: Tensor | None = None  # (out_features,) float32
     weight: Tensor | None = None  # (out_features, in_features), or only the rows of `tokens`; embeddings likewise
     tokens: Tensor | None = None  # (rows,) int64: the outputs that `weight` replaces; None: all
 

@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from adapters.base_model import load_base
 from adapters.errors import Invalid
-from adapters.settings import Settings
+from adapters.settings import Quantization, Settings
 from serving.engine.engine import Engine
 from serving.engine.lora import RowSegment
 from serving.engine.sequence import Request
@@ -305,14 +305,18 @@ def test_an_adapter_that_repeats_the_bases_embedding_is_taken_and_one_with_anoth
             engine.bank.warm(version_of(module, other))
 
 
-def test_four_bit_base_takes_dora_as_peft_does(bases: Callable[[str], Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize("quantize", ["4bit", "8bit"])
+def test_a_quantised_base_takes_dora_as_peft_does(
+    bases: Callable[[str], Path], tmp_path: Path, quantize: Quantization
+) -> None:
     base = bases("plain")
     adapter = save_adapter(base, tmp_path / "a", use_dora=True, target_modules=EVERYWHERE)
-    loaded = load_base(str(base), device="cpu", dtype="float32", quantize="4bit")
+    loaded = load_base(str(base), device="cpu", dtype="float32", quantize=quantize)
     peft = PeftModel.from_pretrained(
-        load_base(str(base), device="cpu", dtype="float32", quantize="4bit").model, adapter
+        load_base(str(base), device="cpu", dtype="float32", quantize=quantize).model, adapter
     ).eval()
     engine = Engine(loaded, Settings(kv_cache_memory=0.02, max_batch_tokens=32))
+    answers(engine, [request("base", PROMPTS[0], max_tokens=1)])  # bitsandbytes rearranges itself at first use
     version = version_of("a", adapter)
     engine.bank.warm(version)
     _, logits = answers(engine, [request("a", PROMPTS[0], mix=((version.digest, 1.0),), max_tokens=1)])
