@@ -171,7 +171,8 @@ class AdapterBank:
             )
         needed = self._size(wanted)
         if self.device_budget is not None and needed > self.device_budget:
-            free = self.device_budget - self._size(list(self._active))
+            with self._lock:
+                free = self.device_budget - self._size(self._active)
             raise Invalid(
                 f"the request's adapters need {_mib(needed)} on the device, adapter_memory is "
                 f"{_mib(self.device_budget)} ({_mib(max(free, 0))} free now); raise --adapter-memory, or choose a "
@@ -207,8 +208,9 @@ class AdapterBank:
         for digest in digests:
             if digest not in self._active:
                 self._load(digest, keep)
-            self._active.move_to_end(digest)
-            self._touch(digest)
+            with self._lock:
+                self._active.move_to_end(digest)
+                self._host.move_to_end(digest)
 
     def slot(self, digest: str) -> int:
         return self._active[digest]
