@@ -60,11 +60,11 @@ class Services:
 def build_services(settings: Settings, base: BaseModel | None = None) -> Services:
     """Load the base and start the engine. Raises BianlianError for a base or adapter that cannot be served."""
     from adapters.base_model import load_base, pick_device
+    from adapters.peft_config import read_config
     from adapters.registry import AdapterRegistry
     from adapters.renderer import ChatRenderer
     from adapters.samples import offer_samples
     from adapters.store import AdapterStore
-    from adapters.weights import read_config
     from serving.async_engine import AsyncEngine
     from serving.chat import ChatService
     from serving.engine.engine import Engine
@@ -219,6 +219,8 @@ def serve(
     kv_cache_memory: Annotated[float | None, typer.Option(help="GiB for keys and values.")] = None,
     max_batch_tokens: Annotated[int | None, typer.Option(help="Tokens computed in one step.")] = None,
     adapter_slots: Annotated[int | None, typer.Option(help="Adapters on the device at once.")] = None,
+    adapter_memory: Annotated[float | None, typer.Option(help="GiB of adapter weights on the device.")] = None,
+    adapter_host_memory: Annotated[float | None, typer.Option(help="GiB of adapter weights in host memory.")] = None,
     api_key: Annotated[list[str] | None, typer.Option(help="Key that callers must send; repeat for several.")] = None,
     admin_key: Annotated[str | None, typer.Option(help="Key for loading and unloading adapters.")] = None,
     no_ui: Annotated[bool, typer.Option("--no-ui", help="API only.")] = False,
@@ -239,6 +241,8 @@ def serve(
         kv_cache_memory=kv_cache_memory,
         max_batch_tokens=max_batch_tokens,
         adapter_slots=adapter_slots,
+        adapter_memory=adapter_memory,
+        adapter_host_memory=adapter_host_memory,
         api_key=api_key,
         admin_key=admin_key,
         ui=False if no_ui else None,

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from adapters.errors import BianlianError, Conflict, Invalid, NotFound, nearest
 from adapters.manifest import AdapterVersion, check_name, digest_of, read_manifest, split_reference
+from adapters.peft_config import read_config
 from adapters.store import AdapterStore
-from adapters.weights import read_config
 
 BASE_ALIAS = "base"  # what the base answers to besides its name
 

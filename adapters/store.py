@@ -21,7 +21,7 @@ from adapters.manifest import (
     read_manifest,
     split_reference,
 )
-from adapters.weights import read_config
+from adapters.peft_config import read_config
 
 CURRENT_FILE = "current"
 _DIGEST_FILE = "digest"  # sha256 written at publishing: hashing a large adapter at every look-up would be slow

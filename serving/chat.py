@@ -99,15 +99,18 @@ class ChatService:
         """Start several turns in the same step: they share batches from the first token to the last.
 
         Raises NotFound, Invalid, Overloaded or Unavailable before anything has started."""
+        bank = self.engine.engine.bank
         with ExitStack() as undo:  # leases go back if any turn is refused
             prepared = []
             for turn in turns:
                 leases = self._lease(turn)
                 for lease, _ in leases:
-                    undo.callback(lease.release)
+                    bank.hold(lease.version.digest)  # or it might be dropped again before the engine has the request
+                    undo.callback(self._end_lease, lease)
                 for lease, _ in leases:
-                    if self.engine.engine.bank.status(lease.version.digest) == "cold":
-                        await asyncio.to_thread(self.engine.engine.bank.warm, lease.version)
+                    if bank.status(lease.version.digest) == "cold":
+                        await asyncio.to_thread(bank.warm, lease.version)
+                bank.require_room([lease.version.digest for lease, _ in leases])
                 # In a thread: tokenising a long conversation takes a while, and other answers are streaming.
                 request = await asyncio.to_thread(self._request, turn, leases)
                 prepared.append((turn, leases, request))
@@ -117,7 +120,7 @@ class ChatService:
                 for lease in all_leases[request_id]:
                     if lease.version.digest not in self.effects:  # nobody waits for this answer any more
                         self.engine.post(partial(self._measure, lease.version))
-                    lease.release()
+                    self._end_lease(lease)
 
             streams = self.engine.submit([request for _, _, request in prepared], end)
             undo.pop_all()
@@ -161,6 +164,34 @@ class ChatService:
             await self.engine.call(lambda: self.engine.abort_using(version.digest))
         await self.engine.call(lambda: None)  # the freeing itself is in the engine's inbox before this
         return freed - bank.nbytes(version.digest)
+
+    async def warm(self, name: str) -> AdapterVersion:
+        """Bring the adapter's weights into memory before somebody asks for it."""
+        lease = self.registry.acquire(name)  # so that its memory is freed when the name moves on
+        try:
+            await asyncio.to_thread(self.engine.engine.bank.warm, lease.version)
+        finally:
+            lease.release()
+        return lease.version
+
+    async def pin(self, name: str) -> AdapterVersion:
+        """Keep the adapter's weights in memory until it is unpinned, unloaded or replaced."""
+        bank, version = self.engine.engine.bank, self.registry.resolve(name)
+        bank.pin(version.digest)
+        try:
+            return await self.warm(str(version))
+        except Exception:
+            bank.unpin(version.digest)
+            raise
+
+    def unpin(self, name: str) -> AdapterVersion:
+        version = self.registry.resolve(name)
+        self.engine.engine.bank.unpin(version.digest)
+        return version
+
+    def _end_lease(self, lease: Lease) -> None:
+        self.engine.engine.bank.release(lease.version.digest)
+        lease.release()
 
     def _lease(self, turn: Turn) -> list[tuple[Lease, float]]:
         leases: list[tuple[Lease, float]] = []

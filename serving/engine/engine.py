@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from adapters.base_model import BaseModel
 from adapters.errors import Invalid
 from adapters.settings import Quantization, Settings
-from serving.engine.bank import AdapterBank
+from serving.engine.bank import AdapterBank, adapter_budgets
 from serving.engine.detokenizer import Detokenizer
 from serving.engine.effect import Effect, measure_effect
 from serving.engine.family import FamilyProbe, refuse_unsupported
@@ -48,7 +48,16 @@ class Engine:
         bits = _BITS[settings.quantize] if base.device.type == "cpu" else None  # elsewhere it was loaded quantised
         layers = install_lora(base, step, kernels, fuse=fuse, bits=bits)
         self.base = base
-        self.bank = AdapterBank(layers, shapes, num_slots=settings.adapter_slots, dtype=base.dtype, device=base.device)
+        host_budget, device_budget = adapter_budgets(settings, base.device)
+        self.bank = AdapterBank(
+            layers,
+            shapes,
+            num_slots=settings.adapter_slots,
+            dtype=base.dtype,
+            device=base.device,
+            host_budget=host_budget,
+            device_budget=device_budget,
+        )
         self.runner = ModelRunner(base, self.bank, step, kernels)
         vocab_size = base.model.config.get_text_config().vocab_size
         self.grammars = GrammarCompiler(base.tokenizer, vocab_size, base.stop_token_ids)
@@ -77,11 +86,13 @@ class Engine:
         return min(max_tokens, room) if max_tokens is not None else room
 
     def add(self, request: Request) -> None:
-        """Queue a request. Its prompt must have passed `check`, its adapters must be warm, and its grammar compiled
-        (else that happens here, between two steps)."""
+        """Queue a request. Its prompt must have passed `check`, its adapters `bank.require_room`; they must be warm,
+        and stay so until it ends. Its grammar should be compiled, else that happens here, between two steps."""
         sequence = Sequence(request)
         if request.params.grammar:
             sequence.matcher = self.grammars.matcher(request.params.grammar)
+        for digest, _ in request.mix:
+            self.bank.hold(digest)
         self.scheduler.add(sequence)
         self._requests[request.id] = _Running(sequence)
 
@@ -188,7 +199,10 @@ class Engine:
         return token_id in self.base.stop_token_ids and not params.ignore_eos
 
     def _finish(self, request_id: str) -> None:
-        self.scheduler.remove(self._requests.pop(request_id).sequence)
+        sequence = self._requests.pop(request_id).sequence
+        self.scheduler.remove(sequence)
+        for digest, _ in sequence.request.mix:
+            self.bank.release(digest)
         self.on_finished(request_id)
 
     def _fail_all(self, error: Exception) -> list[TokenDelta]:

@@ -3,20 +3,60 @@
 Layers that read the same input (q, k and v; gate and up) can stand in one LoRALinear, side by side, as one matrix
 product."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adapters.weights import LoRAWeights
+from adapters.base_model import dense_weight
 
 if TYPE_CHECKING:
     from serving.engine.kernels import Kernels
 
 SlotMix = tuple[tuple[int, float], ...]  # bank slots and strengths
+
+
+@dataclass(frozen=True)
+class Delta:
+    """What an adapter adds to one layer of the base, y = Wx + bias. At strength t a row gets t times
+
+        (gain − 1) ⊙ Wx  +  low-rank x aᵀ b  +  bias,
+
+    or, with a weight W' in place of W, t (W'x − Wx): the base at 0, exactly the adapter at 1, linear between and in
+    blends. For DoRA (Liu et al. 2024) gain is m / ‖W + sBA‖ by rows, and multiplied into b as well; the base's own
+    bias is not scaled."""
+
+    a: Tensor | None = None  # (rank, in_features)
+    b: Tensor | None = None  # (rank, out_features), contiguous; scale and gain folded in
+    gain: Tensor | None = None  # (out_features,) float32
+    bias: Tensor | None = None  # (out_features,) float32
+    weight: Tensor | None = None  # (out_features, in_features), or only the rows of `tokens`; embeddings likewise
+    tokens: Tensor | None = None  # (rows,) int64: the outputs that `weight` replaces; None: all
+
+    @property
+    def low_rank(self) -> bool:
+        """Whether there is a low-rank part, which the kernels add."""
+        return self.a is not None
+
+    @property
+    def dense(self) -> bool:
+        """Whether there is more than a low-rank part."""
+        return self.gain is not None or self.bias is not None or self.weight is not None
+
+    def tensors(self) -> list[Tensor]:
+        return list(self._present().values())
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> "Delta":
+        """The same delta with every tensor replaced by what `function` makes of it."""
+        return Delta(**{name: function(tensor) for name, tensor in self._present().items()})
+
+    def _present(self) -> dict[str, Tensor]:
+        named = ((field.name, getattr(self, field.name)) for field in fields(self))
+        return {name: tensor for name, tensor in named if tensor is not None}
 
 
 @dataclass(frozen=True)
@@ -56,62 +96,114 @@ class StepRows:
 
 
 class StepAdapters:
-    """The running step's rows, shared by all layers; the runner sets them before and clears them after each step."""
+    """The running step's rows, shared by all layers; the runner sets them before and clears them after each step. The
+    output layer sees only the rows whose logits are wanted: it has its own."""
 
     def __init__(self) -> None:
         self.rows = StepRows()
+        self.head = StepRows()
 
-    def begin(self, segments: Sequence[RowSegment]) -> None:
-        self.rows = StepRows(segments)
+    def begin(self, segments: Sequence[RowSegment], head: Sequence[RowSegment] = ()) -> None:
+        self.rows, self.head = StepRows(segments), StepRows(head)
 
     def end(self) -> None:
-        self.rows = StepRows()
-
-
-@dataclass(frozen=True)
-class Delta:
-    """What an adapter adds to one linear layer's output: x Aᵀ B."""
-
-    a: Tensor  # (rank, in_features)
-    b: Tensor  # (rank, out_features), scale folded in
+        self.rows = self.head = StepRows()
 
 
 class LoRALinear(nn.Module):
-    """`base` computes all members side by side; `widths` are their output features, by name."""
+    """`base` computes all members side by side; `widths` are their output features, by name. `version` grows with
+    every change of what the slots hold."""
 
-    def __init__(self, base: nn.Module, widths: dict[str, int], step: StepAdapters, kernels: "Kernels"):
+    def __init__(
+        self,
+        base: nn.Module,
+        widths: dict[str, int],
+        step: StepAdapters,
+        kernels: "Kernels",
+        *,
+        is_head: bool = False,
+    ):
         super().__init__()
         self.base = base
         self.step = step
         self.kernels = kernels
+        self.is_head = is_head
+        self.version = 0
         self.columns: dict[str, slice] = {}
         start = 0
         for name, width in widths.items():
             self.columns[name] = slice(start, start + width)
             start += width
-        self.version = 0  # grows with every load and unload: what kernels remember of the slots is then out of date
-        self._deltas: dict[int, dict[str, Delta]] = {}  # slot → member → delta
+        self._low_rank: dict[int, dict[str, Delta]] = {}  # slot → member → delta
+        self._dense: dict[int, dict[str, Delta]] = {}  # those with more than a low-rank part
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.base(x)
-        if self._deltas and self.step.rows.segments:
-            self.kernels.add_lora(out.view(-1, out.shape[-1]), x.reshape(-1, x.shape[-1]), self, self.step.rows)
+        rows = self.step.head if self.is_head else self.step.rows
+        if not self._dense.keys().isdisjoint(rows.slots):
+            self._add_dense(out.view(-1, out.shape[-1]), x.reshape(-1, x.shape[-1]), rows)
+        if self._low_rank and rows.segments:
+            self.kernels.add_lora(out.view(-1, out.shape[-1]), x.reshape(-1, x.shape[-1]), self, rows)
         return out
 
-    def load(self, slot: int, member: str, weights: LoRAWeights) -> None:
-        self._deltas.setdefault(slot, {})[member] = Delta(weights.a, weights.b.T.contiguous())
+    def load(self, slot: int, member: str, delta: Delta) -> None:
+        if delta.low_rank:
+            self._low_rank.setdefault(slot, {})[member] = delta
+        if delta.dense:
+            self._dense.setdefault(slot, {})[member] = delta
         self.version += 1
 
     def unload(self, slot: int) -> None:
-        if self._deltas.pop(slot, None):
+        if slot in self._low_rank or slot in self._dense:
+            self._low_rank.pop(slot, None)
+            self._dense.pop(slot, None)
             self.version += 1
 
     @property
     def slots(self) -> Iterable[int]:
-        """Those whose adapter targets this layer."""
-        return self._deltas.keys()
+        """Those whose adapter has a low-rank part here."""
+        return self._low_rank.keys()
 
     def parts(self, slot: int) -> Iterable[tuple[slice, Delta]]:
-        """(columns of the output, delta) of each member that the adapter in `slot` targets: it need not target every
-        layer."""
-        return ((self.columns[name], delta) for name, delta in self._deltas.get(slot, {}).items())
+        """(columns of the output, delta) of each member on which the adapter in `slot` has a low-rank part: it need not
+        target every layer."""
+        return ((self.columns[name], delta) for name, delta in self._low_rank.get(slot, {}).items())
+
+    def base_weight(self, member: str) -> Tensor:
+        """The member's weight in the base, dense float32 (out_features, in_features); quantised ones dequantised."""
+        return dense_weight(self.base)[self.columns[member]].float()
+
+    def base_bias(self, member: str) -> Tensor | None:
+        """(out_features,), None without one."""
+        bias: Tensor | None = self.base.bias  # type: ignore[assignment]
+        return None if bias is None else bias.detach()[self.columns[member]]
+
+    def _add_dense(self, out: Tensor, x: Tensor, rows: StepRows) -> None:
+        """Add gains, biases and replaced weights to `out`, which holds what the base says, in float32."""
+        for segment in rows.segments:
+            here = slice(segment.start, segment.end)
+            base = out[here].to(torch.float32, copy=True)
+            change = None
+            for slot, scale in segment.slots:
+                for member, delta in self._dense.get(slot, {}).items():
+                    if change is None:
+                        change = torch.zeros_like(base)
+                    columns, bias = self.columns[member], self.base_bias(member)
+                    plain = base[:, columns] if bias is None else base[:, columns] - bias
+                    _add_change(change[:, columns], plain, x[here], delta, scale)
+            if change is not None:
+                out[here] = base + change
+
+
+def _add_change(change: Tensor, plain: Tensor, x: Tensor, delta: Delta, scale: float) -> None:
+    """What of `delta` is not low-rank, on change (rows, out_features) in place; plain is Wx, x (rows, in_features)."""
+    if delta.gain is not None:
+        change += scale * (delta.gain - 1) * plain
+    if delta.bias is not None:
+        change += scale * delta.bias
+    if delta.weight is not None:
+        said = F.linear(x, delta.weight).float()
+        if delta.tokens is None:
+            change += scale * (said - plain)
+        else:
+            change[:, delta.tokens] += scale * (said - plain[:, delta.tokens])

@@ -63,13 +63,18 @@ class ModelRunner:
         # Rows with the same adapters lie together: each adapter is then one matrix product a layer.
         ordered = sorted(batch, key=lambda chunk: chunk.sequence.request.mix)
         due = [chunk for chunk in ordered if chunk.samples]
-        self.step.begin(self._segments(ordered))
+        scored = [chunk for chunk in ordered if chunk.scored]
+        self.step.begin(
+            self._segments([(chunk, chunk.count) for chunk in ordered]),
+            # The output layer sees the last row of each that is due, then the scored ones.
+            self._segments([(chunk, 1) for chunk in due] + [(chunk, len(chunk.scored)) for chunk in scored]),
+        )
         try:
             logits = self._forward(ordered)
         finally:
             self.step.end()
         sampled = sample(logits[: len(due)], [chunk.sequence for chunk in due], self.base.stop_token_ids)
-        self._score([chunk for chunk in ordered if chunk.scored], logits[len(due) :])
+        self._score(scored, logits[len(due) :])
         return list(zip(due, sampled, strict=True))
 
     def _score(self, batch: Batch, logits: Tensor) -> None:
@@ -123,15 +128,16 @@ class ModelRunner:
             kept = self._kept[sequence] = _KeptRows(sequence.blocks, self.block_size, self.base.device)
         return kept.until(chunk.end)
 
-    def _segments(self, batch: Batch) -> list[RowSegment]:
+    def _segments(self, counts: list[tuple[Chunk, int]]) -> list[RowSegment]:
+        """Which rows use which slots, when each chunk has `count` of them."""
         segments: list[RowSegment] = []
         row = 0
-        for chunk in batch:
-            end = row + chunk.count
+        for chunk, count in counts:
+            end = row + count
             slots = tuple((self.bank.slot(digest), scale) for digest, scale in chunk.sequence.request.mix)
             if segments and segments[-1].slots == slots and segments[-1].end == row:
                 segments[-1] = RowSegment(segments[-1].start, end, slots)
-            elif slots:
+            elif slots and count:
                 segments.append(RowSegment(row, end, slots))
             row = end
         return segments

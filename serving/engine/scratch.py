@@ -42,7 +42,7 @@ class ScratchRun:
             if mix:
                 segments.append(RowSegment(row, row + len(added), mix))
         step_input = StepInput(self._runner.kernels, self._cache, AttentionPlan(spans), torch.cat(slots))
-        self._runner.step.begin(segments)
+        self._runner.step.begin(segments, segments)  # logits of all rows
         try:
             out = self._runner.base.model(
                 input_ids=torch.tensor([[token for added in tokens for token in added]], device=device),

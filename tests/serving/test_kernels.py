@@ -9,12 +9,11 @@ from torch import nn
 
 from adapters.base_model import load_base
 from adapters.settings import Settings
-from adapters.weights import LoRAWeights
 from serving.engine.engine import Engine
 from serving.engine.kernels import cpu, native, quantized, reference
 from serving.engine.kernels.plan import AttentionPlan, AttentionSpec, Span
 from serving.engine.kv_cache import LayerCache
-from serving.engine.lora import LoRALinear, RowSegment, StepAdapters
+from serving.engine.lora import Delta, LoRALinear, RowSegment, StepAdapters
 from tests.serving.test_engine import drain, random_prompts, request, tokens_of, version_of
 
 TOKENS = 512
@@ -108,7 +107,7 @@ def test_quantised_linears_are_near_the_real_ones(dtype: torch.dtype, bits: int,
     with torch.inference_mode():
         joined = cpu.join_linears(linears, bits)
         weight = torch.cat([linear.weight for linear in linears])
-        error = quantized.dense(joined, 128, dtype) - weight
+        error = joined.weight - weight
         assert 0 < error.abs().max() < worst * weight.abs().max()
         x = torch.randn(2, 5, 128, dtype=dtype)
         alone = torch.cat([linear(x) for linear in linears], dim=-1)
@@ -130,10 +129,10 @@ def test_a_quantised_base_serves_adapters_as_its_dense_twin_does(
     settings = Settings(kv_cache_memory=0.05, quantize=quantize)
     quantised = Engine(load_base(str(tiny_base), device="cpu", dtype="float32"), settings)
     twin_base = load_base(str(tiny_base), device="cpu", dtype="float32")
-    for name, shape in twin_base.linear_shapes.items():
+    for name in twin_base.linear_shapes:
         linear = twin_base.model.get_submodule(name)
         layer = cpu.join_linears([linear], 8 if name == "lm_head" else int(quantize[0]))
-        linear.weight.data = quantized.dense(layer, shape[0], torch.float32)
+        linear.weight.data = layer.weight
     answers = []
     for engine in (quantised, Engine(twin_base, Settings(kv_cache_memory=0.05))):
         for version in versions:
@@ -155,8 +154,8 @@ def test_adapters_of_a_mixed_step_equal_the_reference(compiled: bool, dtype: tor
         for slot, rank in ((1, 4), (3, 2), (4, 67)):
             for name, width in (("q", 48), ("v", 32)):
                 if (slot, name) != (3, "q"):  # an adapter need not target every layer
-                    a, b = torch.randn(rank, 96) / 10, torch.randn(width, rank) / 10
-                    layer.load(slot, name, LoRAWeights(a.to(dtype), b.to(dtype)))
+                    a, b = torch.randn(rank, 96) / 10, torch.randn(rank, width) / 10
+                    layer.load(slot, name, Delta(a.to(dtype), b.to(dtype)))
         segments = [
             RowSegment(1, 3, ((1, 1.0),)),
             RowSegment(3, 4, ((3, 0.5), (4, -1.5))),
@@ -178,7 +177,7 @@ def test_a_slot_loaded_again_gives_the_new_weights(compiled: bool) -> None:
     layer = LoRALinear(nn.Linear(16, 16, bias=False).requires_grad_(False), {"q": 16}, step, cpu)
     x, outs = torch.randn(2, 16), []
     for value in (1.0, 2.0):
-        layer.load(1, "q", LoRAWeights(torch.full((2, 16), value), torch.ones(16, 2)))
+        layer.load(1, "q", Delta(torch.full((2, 16), value), torch.ones(2, 16)))
         for _ in range(3):
             step.begin([RowSegment(0, 2, ((1, 1.0),))])
             out = layer(x) - layer.base(x)

@@ -8,9 +8,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from adapters.weights import AdapterWeights
 from serving.engine.bank import AdapterBank
 from serving.engine.kv_cache import BlockPool
+from serving.engine.packed import pack
 from serving.engine.scheduler import Scheduler
 from serving.engine.sequence import Request, SamplingParams, Sequence
 
@@ -31,8 +31,7 @@ class Books(RuleBasedStateMachine):
         super().__init__()
         self.pool = BlockPool(BLOCKS, BLOCK_SIZE)
         self.bank = AdapterBank({}, {}, num_slots=SLOTS, dtype=torch.float32, device=torch.device("cpu"))
-        for digest in DIGESTS:
-            self.bank._host[digest] = AdapterWeights({})
+        self.bank._host.update((digest, pack({}, page_locked=False)) for digest in DIGESTS)
         self.scheduler = Scheduler(self.pool, self.bank, max_batch_tokens=BUDGET, max_running=RUNNING)
         self.alive: list[Sequence] = []
         self.length: dict[str, int] = {}
@@ -92,7 +91,7 @@ class Books(RuleBasedStateMachine):
         self.pool.forget_adapter(digest)
         if not any(digest in sequence.request.adapters for sequence in self.alive):
             self.bank.free(digest)
-            self.bank._host[digest] = AdapterWeights({})
+            self.bank._host[digest] = pack({}, page_locked=False)
 
     @precondition(lambda self: len(self.alive) > 2)
     @rule()

@@ -35,6 +35,12 @@ class PackedLinear(nn.Module):
         self.packed = torch.ops.mkldnn._reorder_linear_weight(weight, _EXPECTED_ROWS)
         self.bias = bias
 
+    @property
+    def weight(self) -> Tensor:
+        """A dense copy, (out_features, in_features)."""
+        dense: Tensor = self.packed.to_dense()
+        return dense
+
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
         return out
@@ -172,6 +178,7 @@ def _add_segments(out: Tensor, x: Tensor, layer: LoRALinear, segments: Sequence[
         here = slice(segment.start, segment.end)
         for slot, scale in segment.slots:
             for columns, delta in layer.parts(slot):
+                assert delta.a is not None and delta.b is not None
                 out[here, columns].addmm_(x[here] @ delta.a.T, delta.b, alpha=scale)
 
 
@@ -185,6 +192,7 @@ class _SlotTable:
         numbers = {columns.start: number for number, columns in enumerate(layer.columns.values())}
         for slot in layer.slots:
             for columns, delta in layer.parts(slot):
+                assert delta.a is not None and delta.b is not None
                 row = kept[numbers[columns.start]]
                 row[0, slot], row[1, slot], row[2, slot] = delta.a.data_ptr(), delta.b.data_ptr(), len(delta.a)
         self._kept = kept

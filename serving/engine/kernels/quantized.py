@@ -29,6 +29,13 @@ class Int4Linear(nn.Module):
         out = out if self.bias is None else out.add_(self.bias)
         return out.view(*x.shape[:-1], -1)
 
+    @property
+    def weight(self) -> Tensor:
+        """The weights as the layer computes with them, (out_features, in_features): its answers to the unit vectors."""
+        unit = torch.eye(len(self.scales) * GROUP, dtype=self.scales.dtype)
+        out: Tensor = torch.ops.aten._weight_int4pack_mm_for_cpu(unit, self.packed, GROUP, self.scales)
+        return out.T.contiguous()
+
     @staticmethod
     def fits(weight: Tensor) -> bool:
         return weight.shape[0] % _ROWS == 0 and weight.shape[1] % GROUP == 0
@@ -50,10 +57,7 @@ class Int8Linear(nn.Module):
         out = out if self.bias is None else out.add_(self.bias)
         return out.view(*x.shape[:-1], -1)
 
-
-def dense(layer: Int4Linear | Int8Linear, in_features: int, dtype: torch.dtype) -> Tensor:
-    """The weights as the layer computes with them, (out, in): its answers to the unit vectors."""
-    unit = torch.eye(in_features, dtype=dtype)
-    bias = layer.bias if layer.bias is not None else 0
-    out: Tensor = layer(unit) - bias
-    return out.T.contiguous()
+    @property
+    def weight(self) -> Tensor:
+        """The weights as the layer computes with them, (out_features, in_features)."""
+        return self.q * self.scale[:, None]
