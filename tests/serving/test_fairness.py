@@ -15,10 +15,10 @@ import pytest
 import torch
 
 from adapters.errors import Unavailable
-from adapters.weights import AdapterWeights
 from serving.async_engine import AsyncEngine, TokenStream
 from serving.engine.bank import AdapterBank
 from serving.engine.kv_cache import BlockPool
+from serving.engine.packed import pack
 from serving.engine.queue import SLOT_PATIENCE_STEPS
 from serving.engine.scheduler import CannotStart, Scheduler
 from serving.engine.sequence import Batch, FinishReason, Request, SamplingParams, Sequence, TokenDelta, merge
@@ -37,7 +37,7 @@ class Run:
         self.bank = AdapterBank({}, {}, num_slots=slots, dtype=torch.float32, device=torch.device("cpu"))
         self.digests = [f"adapter-{number}" for number in range(adapters)]
         for digest in self.digests:
-            self.bank._host[digest] = AdapterWeights({})
+            self.bank._host[digest] = pack({}, page_locked=False)
         self.scheduler = Scheduler(self.pool, self.bank, max_batch_tokens=budget, max_running=running)
         self.steps = 0
         self.started: dict[str, int] = {}  # request → step in which it was first computed

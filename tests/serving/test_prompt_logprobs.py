@@ -60,8 +60,8 @@ def test_prompts_in_chunks_with_adapters_and_a_warm_prefix_cache_are_scored_as_b
         for _ in range(engine.pool.num_free - room):
             engine.pool._free.popitem(last=False)
     preempted = []
-    preempt = engine.scheduler._preempt
-    engine.scheduler._preempt = lambda sequence: (preempted.append(sequence), preempt(sequence))[1]
+    put_back = engine.scheduler.waiting.put_back
+    engine.scheduler.waiting.put_back = lambda sequence: (preempted.append(sequence), put_back(sequence))[1]
     for number, prompt in enumerate(PROMPTS):
         for mix in mixes:
             for count in (0, 40):
