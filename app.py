@@ -58,7 +58,7 @@ class Services:
 
 def build_services(settings: Settings, base: BaseModel | None = None) -> Services:
     """Load the base and start the engine. Raises BianlianError for a base or adapter that cannot be served."""
-    from adapters.base_model import load_base
+    from adapters.base_model import load_base, pick_device
     from adapters.peft_config import read_config
     from adapters.registry import AdapterRegistry
     from adapters.renderer import ChatRenderer
@@ -71,7 +71,10 @@ def build_services(settings: Settings, base: BaseModel | None = None) -> Service
     named = [_named_path(text) for text in settings.adapter]
     for _, path in named:
         read_config(path)  # a wrong path is said before the base is loaded
-    base = base or load_base(settings.base, device=settings.device, dtype=settings.dtype, quantize=settings.quantize)
+    if base is None:
+        on_cpu = pick_device(settings.device).type == "cpu"  # there the engine quantises, as it packs the weights
+        quantize = "none" if on_cpu else settings.quantize
+        base = load_base(settings.base, device=settings.device, dtype=settings.dtype, quantize=quantize)
     store = AdapterStore(settings.store)
     registry = AdapterRegistry(store, base.name, base.fingerprint)
     engine = AsyncEngine(Engine(base, settings), max_waiting=settings.max_waiting)

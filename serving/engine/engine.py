@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from adapters.base_model import BaseModel
 from adapters.errors import Invalid
-from adapters.settings import Settings
+from adapters.settings import Quantization, Settings
 from serving.engine.bank import AdapterBank, adapter_budgets
 from serving.engine.detokenizer import Detokenizer
 from serving.engine.install import install_lora
@@ -19,6 +19,7 @@ from serving.engine.scheduler import Scheduler
 from serving.engine.sequence import FinishReason, Request, Sequence, TokenDelta
 
 BLOCK_SIZE = 16
+_BITS: dict[Quantization, int | None] = {"none": None, "8bit": 8, "4bit": 4}
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +39,8 @@ class Engine:
         kernels = kernels or kernels_for(base.device)
         step = StepAdapters()
         shapes = base.linear_shapes  # before the layers are replaced
-        layers = install_lora(base, step, kernels, fuse=fuse)
+        bits = _BITS[settings.quantize] if base.device.type == "cpu" else None  # elsewhere it was loaded quantised
+        layers = install_lora(base, step, kernels, fuse=fuse, bits=bits)
         self.base = base
         host_budget, device_budget = adapter_budgets(settings, base.device)
         self.bank = AdapterBank(

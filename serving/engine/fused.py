@@ -5,10 +5,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from serving.engine.attention import LayerProbe, StepInput
+from serving.engine.kernels import Kernels
 from serving.engine.kernels.plan import AttentionSpec
 from serving.engine.lora import LoRALinear
 
@@ -28,10 +28,12 @@ def can_fuse(layer: Any) -> bool:
 
 
 class FusedLayer(nn.Module):
-    """Stands in the place of a decoder layer; `path` is that place, `join` makes the joined linear layers."""
+    """Stands in the place of a decoder layer; `path` is that place, `join` makes the joined linear layers. Changes the
+    hidden states it is given in place."""
 
-    def __init__(self, layer: Any, path: str, join: Join):
+    def __init__(self, layer: Any, path: str, join: Join, kernels: Kernels):
         super().__init__()
+        self.kernels = kernels
         attention = layer.self_attn
         self.layer_idx: int = attention.layer_idx
         self.head_dim: int = attention.head_dim
@@ -42,13 +44,14 @@ class FusedLayer(nn.Module):
         if type(layer).__name__ == "MistralDecoderLayer":
             window = config.sliding_window
         self.spec = AttentionSpec(attention.scaling, window)
-        self.input_norm = _RMSNorm(layer.input_layernorm)
-        self.mlp_norm = _RMSNorm(layer.post_attention_layernorm)
-        self.qk_norm: tuple[Tensor, float] | None = None
+        self.input_norm = _norm(layer.input_layernorm)
+        self.mlp_norm = _norm(layer.post_attention_layernorm)
+        self.qk_weight: Tensor | None = None
+        self.qk_epsilon = 0.0
         if hasattr(attention, "q_norm"):
             q, k = attention.q_norm, attention.k_norm
             weight = torch.cat([q.weight.expand(self.heads, -1), k.weight.expand(self.kv_heads, -1)])
-            self.qk_norm = (weight.detach(), q.variance_epsilon)
+            self.qk_weight, self.qk_epsilon = weight.detach(), q.variance_epsilon
         self.qkv = join([f"{path}.self_attn.{x}_proj" for x in "qkv"])
         self.out = join([f"{path}.self_attn.o_proj"])
         self.gate_up = join([f"{path}.mlp.gate_proj", f"{path}.mlp.up_proj"])
@@ -64,44 +67,24 @@ class FusedLayer(nn.Module):
     ) -> Tensor:
         """hidden_states (1, rows, hidden) → the same shape."""
         hidden = hidden_states[0]
-        hidden = hidden + self._attention(self.input_norm(hidden), position_embeddings, step_input)
-        hidden = hidden + self._mlp(self.mlp_norm(hidden))
+        cos, sin = position_embeddings
+        attended = self._attention(
+            self.kernels.add_rms_norm(hidden, None, *self.input_norm), cos[0], sin[0], step_input
+        )
+        x = self.kernels.add_rms_norm(hidden, attended, *self.mlp_norm)
+        hidden += self.down(self.kernels.silu_mul(self.gate_up(x)))
         return hidden[None]
 
-    def _attention(self, x: Tensor, rotary: tuple[Tensor, Tensor], step_input: StepInput | LayerProbe) -> Tensor:
+    def _attention(self, x: Tensor, cos: Tensor, sin: Tensor, step_input: StepInput | LayerProbe) -> Tensor:
         rows = x.shape[0]
         heads = self.qkv(x).view(rows, -1, self.head_dim)  # query, key and value heads, in this order
-        qk, value = heads[:, : -self.kv_heads], heads[:, -self.kv_heads :]
-        if self.qk_norm is not None:
-            weight, epsilon = self.qk_norm
-            qk = weight * F.rms_norm(qk, (self.head_dim,), None, epsilon)
-        qk = _rotate(qk, rotary[0][0][:, None], rotary[1][0][:, None])
-        query, key = qk[:, : self.heads], qk[:, self.heads :]
+        rotated, value = heads[:, : -self.kv_heads], heads[:, -self.kv_heads :]
+        self.kernels.rotate(rotated, self.qk_weight, cos, sin, self.qk_epsilon)
+        query, key = rotated[:, : self.heads], rotated[:, self.heads :]
         attended = step_input.attend(self.layer_idx, query, key, value, self.spec)
         out: Tensor = self.out(attended.reshape(rows, -1))
         return out
 
-    def _mlp(self, x: Tensor) -> Tensor:
-        gate, up = self.gate_up(x).chunk(2, dim=-1)
-        out: Tensor = self.down(F.silu(gate) * up)
-        return out
 
-
-class _RMSNorm(nn.Module):
-    """Root-mean-square norm as Llama's family rounds it: normalised in float32, cast, then weighted."""
-
-    def __init__(self, norm: Any):
-        super().__init__()
-        self.weight = norm.weight.detach()
-        self.epsilon: float = norm.variance_epsilon
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.weight * F.rms_norm(x, (x.shape[-1],), None, self.epsilon)
-        return out
-
-
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary embedding on (rows, heads, dim); cos and sin (rows, 1, dim). Su et al. 2021, halves as in GPT-NeoX."""
-    half = x.shape[-1] // 2
-    turned = torch.cat((-x[..., half:], x[..., :half]), dim=-1)
-    return x * cos + turned * sin
+def _norm(norm: Any) -> tuple[Tensor, float]:
+    return norm.weight.detach(), norm.variance_epsilon

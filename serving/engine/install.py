@@ -17,9 +17,14 @@ from serving.engine.kv_cache import LayerShape
 from serving.engine.lora import LoRALinear, StepAdapters
 
 
-def install_lora(base: BaseModel, step: StepAdapters, kernels: Kernels, *, fuse: bool = True) -> Layers:
+def install_lora(
+    base: BaseModel, step: StepAdapters, kernels: Kernels, *, fuse: bool = True, bits: int | None = None
+) -> Layers:
     """Replace every linear layer and the input embedding of `base.model`; returns, for each by name, what computes it
-    now."""
+    now.
+
+    `bits` 8 or 4 quantises the weights on the way; the output layer keeps at least 8, because every choice of a token
+    goes through its roundings."""
     model: nn.Module = base.model
     remaining = list(base.linear_shapes)  # by name, before anything is replaced
     installed: dict[str, LoRALinear | LoRAEmbedding] = {}
@@ -31,14 +36,15 @@ def install_lora(base: BaseModel, step: StepAdapters, kernels: Kernels, *, fuse:
     def join(names: Sequence[str]) -> LoRALinear:
         linears = [model.get_submodule(name) for name in names]
         widths = {name: base.linear_shapes[name][1] for name in names}
-        joined = kernels.join_linears(linears)  # type: ignore[arg-type]
+        kept = 8 if bits == 4 and head in names else bits
+        joined = kernels.join_linears(linears, kept)  # type: ignore[arg-type]
         layer = LoRALinear(joined, widths, step, kernels, is_head=head in names)
         installed.update(dict.fromkeys(names, layer))
         return layer
 
     for path, module in list(model.named_modules()):
         if fuse and can_fuse(module):
-            _replace(model, path, FusedLayer(module, path, join))
+            _replace(model, path, FusedLayer(module, path, join, kernels))
     for name in remaining:
         if name not in installed:
             _replace(model, name, join([name]))

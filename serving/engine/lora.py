@@ -1,7 +1,7 @@
 """LoRALinear: linear layers of the base plus, for each row, the deltas of the adapters that row asked for.
 
-Layers that read the same input (q, k and v; gate and up) can stand in one LoRALinear, side by side: one matrix
-product for all of them, and one for all their A."""
+Layers that read the same input (q, k and v; gate and up) can stand in one LoRALinear, side by side, as one matrix
+product."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
@@ -18,10 +18,6 @@ if TYPE_CHECKING:
     from serving.engine.kernels import Kernels
 
 SlotMix = tuple[tuple[int, float], ...]  # bank slots and strengths
-Layout = tuple[tuple[int, int], ...]  # (slot, rank) of consecutive columns of A x
-
-# Up to this many rows, one product over the joined A of all adapters in the step is cheaper than one a segment.
-JOIN_ROWS = 64
 
 
 @dataclass(frozen=True)
@@ -76,38 +72,27 @@ class StepRows:
     """Which rows of one step belong to which adapters. Made anew for every step, so no row can inherit an adapter
     from an earlier one."""
 
-    def __init__(self, segments: Sequence[RowSegment] = (), rows: int = 0, *, settled: bool = False):
+    def __init__(self, segments: Sequence[RowSegment] = ()):
         self.segments = segments
-        self.rows = rows
-        # Joining copies A and B of the adapters in use; that pays once the same ones run for several steps.
-        self.joins = settled and rows <= JOIN_ROWS
-        self._masks: dict[tuple[Layout, torch.dtype], Tensor | None] = {}
+        self._entries: dict[int, Tensor] = {}
 
     @cached_property
     def slots(self) -> tuple[int, ...]:
         return tuple(sorted({slot for segment in self.segments for slot, _ in segment.slots}))
 
-    def mask(self, layout: Layout, like: Tensor) -> Tensor | None:
-        """(rows, columns of `layout`): each row's strength for each column, 0 for adapters of other rows. None when
-        all are 1."""
-        key = (layout, like.dtype)
-        if key not in self._masks:
-            self._masks[key] = self._build_mask(layout, like)
-        return self._masks[key]
+    def longer_than(self, rows: int) -> list[RowSegment]:
+        return [segment for segment in self.segments if segment.end - segment.start > rows]
 
-    def _build_mask(self, layout: Layout, like: Tensor) -> Tensor | None:
-        whole = len(self.segments) == 1 and self.segments[0].end - self.segments[0].start == self.rows
-        if whole and all(scale == 1 for _, scale in self.segments[0].slots):
-            return None
-        mask = torch.zeros(self.rows, sum(rank for _, rank in layout), dtype=like.dtype)
-        for segment in self.segments:
-            strengths = dict(segment.slots)
-            column = 0
-            for slot, rank in layout:
-                if slot in strengths:
-                    mask[segment.start : segment.end, column : column + rank] = strengths[slot]
-                column += rank
-        return mask.to(like.device)
+    def entries(self, most_rows: int) -> Tensor:
+        """(count, 4) int64: start, end, slot and the bits of the strength (float64) of each adapter on each segment of
+        up to `most_rows` rows."""
+        if most_rows not in self._entries:
+            short = [segment for segment in self.segments if segment.end - segment.start <= most_rows]
+            found = [(segment.start, segment.end, slot, scale) for segment in short for slot, scale in segment.slots]
+            table = torch.tensor([entry[:3] + (0,) for entry in found], dtype=torch.int64).view(-1, 4)
+            table[:, 3] = torch.tensor([scale for *_, scale in found], dtype=torch.float64).view(torch.int64)
+            self._entries[most_rows] = table
+        return self._entries[most_rows]
 
 
 class StepAdapters:
@@ -115,30 +100,13 @@ class StepAdapters:
     output layer sees only the rows whose logits are wanted: it has its own."""
 
     def __init__(self) -> None:
-        self.rows = StepRows()
-        self.head = StepRows()
-        self._last_slots: tuple[int, ...] = ()
+        self.rows = self.head = StepRows()
 
-    def begin(
-        self, segments: Sequence[RowSegment], rows: int, head: Sequence[RowSegment] = (), head_rows: int = 0
-    ) -> None:
-        slots = StepRows(segments, rows).slots
-        settled = slots == self._last_slots
-        self.rows = StepRows(segments, rows, settled=settled)
-        self.head = StepRows(head, head_rows, settled=settled)
-        self._last_slots = slots
+    def begin(self, segments: Sequence[RowSegment], head: Sequence[RowSegment] = ()) -> None:
+        self.rows, self.head = StepRows(segments), StepRows(head)
 
     def end(self) -> None:
         self.rows = self.head = StepRows()
-
-
-@dataclass(frozen=True)
-class Joined:
-    """A and B of several slots, laid side by side for one product each."""
-
-    a: Tensor  # (columns, in_features)
-    layout: Layout
-    members: tuple[tuple[slice, slice, Tensor], ...]  # columns of A x, columns of the output, b (columns, out)
 
 
 class LoRALinear(nn.Module):
@@ -167,7 +135,6 @@ class LoRALinear(nn.Module):
             start += width
         self._low_rank: dict[int, dict[str, Delta]] = {}  # slot → member → delta
         self._dense: dict[int, dict[str, Delta]] = {}  # those with more than a low-rank part
-        self._joined: tuple[tuple[int, ...], Joined | None] = ((), None)
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.base(x)
@@ -183,18 +150,28 @@ class LoRALinear(nn.Module):
             self._low_rank.setdefault(slot, {})[member] = delta
         if delta.dense:
             self._dense.setdefault(slot, {})[member] = delta
-        self._changed()
+        self.version += 1
 
     def unload(self, slot: int) -> None:
         if slot in self._low_rank or slot in self._dense:
             self._low_rank.pop(slot, None)
             self._dense.pop(slot, None)
-            self._changed()
+            self.version += 1
+
+    @property
+    def slots(self) -> Iterable[int]:
+        """Those whose adapter has a low-rank part here."""
+        return self._low_rank.keys()
 
     def parts(self, slot: int) -> Iterable[tuple[slice, Delta]]:
         """(columns of the output, delta) of each member on which the adapter in `slot` has a low-rank part: it need not
         target every layer."""
         return ((self.columns[name], delta) for name, delta in self._low_rank.get(slot, {}).items())
+
+    @property
+    def quantised(self) -> bool:
+        """Whether the engine rounded the base's weights itself."""
+        return hasattr(self.base, "bits")
 
     def base_weight(self, member: str) -> Tensor:
         """The member's weight in the base, dense float32 (out_features, in_features); quantised ones dequantised."""
@@ -204,17 +181,6 @@ class LoRALinear(nn.Module):
         """(out_features,), None without one."""
         bias: Tensor | None = self.base.bias  # type: ignore[assignment]
         return None if bias is None else bias.detach()[self.columns[member]]
-
-    def joined(self, slots: tuple[int, ...]) -> Joined | None:
-        """The slots' low-rank parts side by side; None when none of them has any here. Kept until another set is asked
-        for."""
-        if self._joined[0] != slots:
-            self._joined = (slots, self._join(slots))
-        return self._joined[1]
-
-    def _changed(self) -> None:
-        self.version += 1
-        self._joined = ((), None)
 
     def _add_dense(self, out: Tensor, x: Tensor, rows: StepRows) -> None:
         """Add gains, biases and replaced weights to `out`, which holds what the base says, in float32."""
@@ -231,26 +197,6 @@ class LoRALinear(nn.Module):
                     _add_change(change[:, columns], plain, x[here], delta, scale)
             if change is not None:
                 out[here] = base + change
-
-    def _join(self, slots: tuple[int, ...]) -> Joined | None:
-        a: list[Tensor] = []
-        layout: list[tuple[int, int]] = []
-        members: list[tuple[slice, slice, Tensor]] = []
-        column = 0
-        for name, columns in self.columns.items():
-            present = [
-                (slot, delta.a, delta.b)
-                for slot in slots
-                if (delta := self._low_rank.get(slot, {}).get(name)) and delta.a is not None and delta.b is not None
-            ]
-            if not present:
-                continue
-            a += [part for _, part, _ in present]
-            layout += [(slot, part.shape[0]) for slot, part, _ in present]
-            b = torch.cat([part for _, _, part in present])
-            members.append((slice(column, column + len(b)), columns, b))
-            column += len(b)
-        return Joined(torch.cat(a), tuple(layout), tuple(members)) if a else None
 
 
 def _add_change(change: Tensor, plain: Tensor, x: Tensor, delta: Delta, scale: float) -> None:

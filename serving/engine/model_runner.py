@@ -3,6 +3,8 @@
 The transformers model runs as it is, on one flat row of tokens from many sequences; only its attention is
 ours (registered under a name) and its linear layers carry the adapters."""
 
+from weakref import WeakKeyDictionary
+
 import torch
 from torch import Tensor
 
@@ -15,7 +17,27 @@ from serving.engine.kernels.plan import AttentionPlan, Span
 from serving.engine.kv_cache import KVCache
 from serving.engine.lora import RowSegment, StepAdapters
 from serving.engine.sampler import Sampled, sample
-from serving.engine.sequence import Batch, Chunk
+from serving.engine.sequence import Batch, Chunk, Sequence
+
+
+class _KeptRows:
+    """Where in the cache one sequence's tokens are; grows with its blocks."""
+
+    def __init__(self, blocks: list[int], block_size: int, device: torch.device):
+        self.blocks = blocks
+        self._offsets = torch.arange(block_size, device=device)
+        self._rows = self._offsets.new_empty(0)
+        self._known = 0  # blocks
+
+    def until(self, end: int) -> Tensor:
+        if new := self.blocks[self._known :]:
+            size = len(self._offsets)
+            if len(self.blocks) * size > len(self._rows):
+                self._rows = torch.cat([self._rows, self._rows.new_empty(2 * len(self.blocks) * size)])
+            starts = torch.tensor(new, device=self._offsets.device)[:, None] * size
+            self._rows[self._known * size : len(self.blocks) * size] = (starts + self._offsets).flatten()
+            self._known = len(self.blocks)
+        return self._rows[:end]
 
 
 class ModelRunner:
@@ -27,6 +49,7 @@ class ModelRunner:
         self.block_size = 0
         self.layer_shapes = probe_layers(base)
         self.cache: KVCache | None = None
+        self._kept: WeakKeyDictionary[Sequence, _KeptRows] = WeakKeyDictionary()
 
     def allocate(self, num_blocks: int, block_size: int) -> None:
         self.block_size = block_size
@@ -40,9 +63,7 @@ class ModelRunner:
         due = [chunk for chunk in ordered if chunk.samples]
         self.step.begin(
             self._segments([(chunk, chunk.count) for chunk in ordered]),
-            sum(chunk.count for chunk in ordered),
             self._segments([(chunk, 1) for chunk in due]),  # of each, its last row
-            len(due),
         )
         try:
             logits = self._forward(ordered)
@@ -81,10 +102,13 @@ class ModelRunner:
         return logits
 
     def _kept_at(self, chunk: Chunk) -> Tensor:
-        """Cache rows of the sequence's tokens up to the chunk's end, in order."""
-        blocks = torch.tensor(chunk.sequence.blocks, device=self.base.device)
-        offsets = torch.arange(self.block_size, device=self.base.device)
-        return (blocks[:, None] * self.block_size + offsets).flatten()[: chunk.end]
+        """(chunk's end,) int64: cache rows of the sequence's tokens up to there, in order; contiguous. Kept between
+        steps, so that a token costs the same however long its past is."""
+        sequence = chunk.sequence
+        kept = self._kept.get(sequence)
+        if kept is None or kept.blocks is not sequence.blocks:  # its first step, or its blocks were taken meanwhile
+            kept = self._kept[sequence] = _KeptRows(sequence.blocks, self.block_size, self.base.device)
+        return kept.until(chunk.end)
 
     def _segments(self, counts: list[tuple[Chunk, int]]) -> list[RowSegment]:
         """Which rows use which slots, when each chunk has `count` of them."""

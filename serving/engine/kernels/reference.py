@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from serving.engine.kernels.plan import AttentionPlan, AttentionSpec, Span
@@ -10,8 +11,9 @@ from serving.engine.kv_cache import LayerCache
 from serving.engine.lora import LoRALinear, StepRows
 
 
-def join_linears(linears: Sequence[nn.Linear]) -> nn.Module:
-    """One layer that computes all of them side by side; they read the same input."""
+def join_linears(linears: Sequence[nn.Linear], bits: int | None = None) -> nn.Module:
+    """One layer that computes all of them side by side; they read the same input. `bits`: quantise its weights, where
+    the device's kernels do that and not the loading of the base."""
     if len(linears) == 1:
         return linears[0]
     weight = torch.cat([linear.weight.detach() for linear in linears])
@@ -31,6 +33,29 @@ def joined_bias(linears: Sequence[nn.Linear]) -> Tensor | None:
     return torch.cat(
         [zero if linear.bias is None else linear.bias.detach() for linear, zero in zip(linears, zeros, strict=True)]
     )
+
+
+def add_rms_norm(x: Tensor, add: Tensor | None, weight: Tensor, epsilon: float) -> Tensor:
+    """x (rows, dim) += add, in place; returns its root-mean-square norm as Llama's family rounds it: normalised in
+    float32, cast, then weighted by `weight` (dim,)."""
+    if add is not None:
+        x += add
+    return weight * F.rms_norm(x, (x.shape[-1],), None, epsilon)
+
+
+def rotate(heads: Tensor, weight: Tensor | None, cos: Tensor, sin: Tensor, epsilon: float) -> None:
+    """Rotary embedding (Su et al. 2021, halves as in GPT-NeoX) on heads (rows, heads, dim), in place; cos and sin
+    (rows, dim). With `weight` (heads, dim) each head is normalised first, as Qwen3 does."""
+    x = heads if weight is None else weight * F.rms_norm(heads, (heads.shape[-1],), None, epsilon)
+    half = x.shape[-1] // 2
+    turned = torch.cat((-x[..., half:], x[..., :half]), dim=-1)
+    heads.copy_(x * cos[:, None] + turned * sin[:, None])
+
+
+def silu_mul(gate_up: Tensor) -> Tensor:
+    """gate_up (rows, 2 · dim) → silu of the first half times the second, (rows, dim)."""
+    gate, up = gate_up.chunk(2, dim=-1)
+    return F.silu(gate) * up
 
 
 def store_kv(cache: LayerCache, keys: Tensor, values: Tensor, slots: Tensor) -> None:
@@ -73,11 +98,11 @@ def attend_span(query: Tensor, keys: Tensor, values: Tensor, span: Span, spec: A
 
 
 def add_lora(out: Tensor, x: Tensor, layer: LoRALinear, rows: StepRows) -> None:
-    """out (rows, out_features) += strength · (x aᵀ) b on each segment's rows; x (rows, in_features). In place."""
+    """out (rows, out_features) += scale · (x Aᵀ) Bᵀ on each segment's rows; x (rows, in_features). In place."""
     for segment in rows.segments:
         here = slice(segment.start, segment.end)
         for slot, scale in segment.slots:
             for columns, delta in layer.parts(slot):
                 assert delta.a is not None and delta.b is not None
-                change = (x[here].float() @ delta.a.float().T) @ delta.b.float()
-                out[here, columns] += (scale * change).to(out.dtype)
+                added = (x[here].float() @ delta.a.float().T) @ delta.b.float()
+                out[here, columns] += (scale * added).to(out.dtype)
