@@ -75,6 +75,7 @@ VARIANTS = [
     Variant("plain", {"target_modules": r".*\.1\..*(q|up)_proj|lm_head"}),
     Variant("plain", {"layers_to_transform": [1]}),
     Variant("scaled-embedding", {"modules_to_save": ["embed_tokens"]}),
+    Variant("scaled-embedding", {"target_modules": [*EVERYWHERE, "embed_tokens"], "use_dora": True}),
 ]
 
 
