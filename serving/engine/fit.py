@@ -15,6 +15,7 @@ from serving.engine.lora import Delta, LoRALinear
 Layers = Mapping[str, LoRALinear | LoRAEmbedding]  # by module path
 
 _HOST = torch.device("cpu")
+_ROUNDING = 0.02  # what 8-bit weights may differ from those they stand for, by norm
 
 
 def read_deltas(directory: Path, layers: Layers, shapes: LinearShapes, dtype: torch.dtype) -> dict[str, Delta]:
@@ -90,17 +91,20 @@ def _changed_bias(
 def _require_equal(
     directory: Path, name: str, values: Replacement, layer: LoRALinear | LoRAEmbedding, dtype: torch.dtype
 ) -> None:
-    weight = layer.weight if isinstance(layer, LoRAEmbedding) else layer.base_weight(name)
+    if isinstance(layer, LoRAEmbedding):
+        weight, worst = layer.weight, 0.0
+    else:
+        weight, worst = layer.base_weight(name), _ROUNDING if layer.quantised else 0.0
     for part, stored, base in (("weight", values.weight, weight), ("bias", values.bias, layer.base_bias(name))):
-        if stored is not None and not (base is not None and _same(stored, base.cpu().to(dtype))):
+        if stored is not None and not (base is not None and _same(stored, base.cpu().to(dtype), worst)):
             raise Invalid(
                 f"{directory}: the file holds a {part} for {name} that differs from the base's, and modules_to_save "
                 "does not name it; serve the base it was trained on, or train with modules_to_save"
             )
 
 
-def _same(stored: Tensor, base: Tensor) -> bool:
+def _same(stored: Tensor, base: Tensor, worst: float) -> bool:
     """Equal in the coarser of the two precisions: an adapter may have been trained on the base in another one."""
-    return stored.shape == base.shape and (
-        torch.equal(stored.to(base.dtype), base) or torch.equal(base.to(stored.dtype), stored)
-    )
+    if worst:
+        return bool((stored.float() - base.float()).norm() <= worst * base.float().norm())
+    return torch.equal(stored.to(base.dtype), base) or torch.equal(base.to(stored.dtype), stored)

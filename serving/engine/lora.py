@@ -169,6 +169,11 @@ class LoRALinear(nn.Module):
         target every layer."""
         return ((self.columns[name], delta) for name, delta in self._low_rank.get(slot, {}).items())
 
+    @property
+    def quantised(self) -> bool:
+        """Whether the engine rounded the base's weights itself."""
+        return hasattr(self.base, "bits")
+
     def base_weight(self, member: str) -> Tensor:
         """The member's weight in the base, dense float32 (out_features, in_features); quantised ones dequantised."""
         return dense_weight(self.base)[self.columns[member]].float()

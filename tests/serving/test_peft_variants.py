@@ -75,6 +75,7 @@ VARIANTS = [
     Variant("plain", {"target_modules": r".*\.1\..*(q|up)_proj|lm_head"}),
     Variant("plain", {"layers_to_transform": [1]}),
     Variant("scaled-embedding", {"modules_to_save": ["embed_tokens"]}),
+    Variant("scaled-embedding", {"target_modules": [*EVERYWHERE, "embed_tokens"], "use_dora": True}),
 ]
 
 
@@ -322,4 +323,29 @@ def test_a_quantised_base_takes_dora_as_peft_does(
     _, logits = answers(engine, [request("a", PROMPTS[0], mix=((version.digest, 1.0),), max_tokens=1)])
     with torch.no_grad():
         expected = peft(input_ids=torch.tensor([PROMPTS[0]])).logits[0, -1]
+    torch.testing.assert_close(logits["a"][0], expected, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("quantize", ["8bit", "4bit"])
+def test_dora_on_weights_the_engine_quantised_is_peft_on_those_weights(
+    bases: Callable[[str], Path], tmp_path: Path, quantize: Quantization
+) -> None:
+    base = bases("plain")
+    targets = [*EVERYWHERE, "lm_head"]
+    adapter = version_of("a", save_adapter(base, tmp_path / "a", use_dora=True, target_modules=targets))
+    loaded = load_base(str(base), device="cpu", dtype="float32")
+    engine = Engine(loaded, Settings(kv_cache_memory=0.02, max_batch_tokens=32, quantize=quantize))
+    twin = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    for name, shape in loaded.linear_shapes.items():
+        weight = twin.get_submodule(name).weight
+        assert weight.shape == (shape[1], shape[0])
+        weight.data = engine.bank._layers[name].base_weight(name).clone()
+    engine.bank.warm(adapter)
+    _, logits = answers(engine, [request("a", PROMPTS[0], mix=((adapter.digest, 1.0),), max_tokens=1)])
+    tuned = PeftModel.from_pretrained(twin, tmp_path / "a").eval()
+    for name, module in tuned.base_model.model.named_modules():  # PEFT put the file's own output layer back
+        if name == "lm_head.base_layer":
+            module.weight.data = engine.bank._layers["lm_head"].base_weight("lm_head").clone()
+    with torch.no_grad():
+        expected = tuned(input_ids=torch.tensor([PROMPTS[0]])).logits[0, -1]
     torch.testing.assert_close(logits["a"][0], expected, atol=1e-3, rtol=1e-3)

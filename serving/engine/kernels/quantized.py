@@ -12,6 +12,8 @@ class Int4Linear(nn.Module):
 
     The packed form depends on the processor and is never written to disk."""
 
+    bits = 4
+
     def __init__(self, weight: Tensor, bias: Tensor | None):
         super().__init__()
         grouped = weight.float().unflatten(1, (-1, GROUP))  # (out, groups, GROUP)
@@ -44,6 +46,8 @@ class Int4Linear(nn.Module):
 class Int8Linear(nn.Module):
     """W ≈ q · scale, q of 8 bits, a scale for each output feature."""
 
+    bits = 8
+
     def __init__(self, weight: Tensor, bias: Tensor | None):
         super().__init__()
         scale = (weight.float().abs().amax(dim=1) / 127).clamp_min(1e-8)
@@ -51,13 +55,13 @@ class Int8Linear(nn.Module):
         self.scale = scale.to(weight.dtype)
         self.bias = bias
 
+    @property
+    def weight(self) -> Tensor:
+        """A dense copy, (out_features, in_features)."""
+        return self.q * self.scale[:, None]
+
     def forward(self, x: Tensor) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])
         out: Tensor = torch.ops.aten._weight_int8pack_mm(rows, self.q, self.scale)
         out = out if self.bias is None else out.add_(self.bias)
         return out.view(*x.shape[:-1], -1)
-
-    @property
-    def weight(self) -> Tensor:
-        """The weights as the layer computes with them, (out_features, in_features)."""
-        return self.q * self.scale[:, None]

@@ -98,7 +98,7 @@ def attend_span(query: Tensor, keys: Tensor, values: Tensor, span: Span, spec: A
 
 
 def add_lora(out: Tensor, x: Tensor, layer: LoRALinear, rows: StepRows) -> None:
-    """out (rows, out_features) += strength · (x aᵀ) b on each segment's rows; x (rows, in_features). In place."""
+    """out (rows, out_features) += scale · (x Aᵀ) Bᵀ on each segment's rows; x (rows, in_features). In place."""
     for segment in rows.segments:
         here = slice(segment.start, segment.end)
         for slot, scale in segment.slots:
