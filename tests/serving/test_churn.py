@@ -9,7 +9,6 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,7 +34,7 @@ from serving.engine.sequence import FinishReason, SamplingParams, Sequence
 from tests import tiny
 
 CLIENTS = 48
-RUNNING, SLOTS, BLOCKS, MODEL_LEN = 16, 3, 16, 128
+RUNNING, SLOTS, BLOCKS, MODEL_LEN = 16, 3, 20, 128
 LONGEST = 64  # tokens of an answer
 KEPT_VERSIONS = 4  # of each name in the store
 STORED, ATTACHED = ("sun", "moon"), ("red", "blue")
@@ -134,8 +133,9 @@ class Churn:
         finally:
             for task in [operator, *clients]:
                 task.cancel()
-            with suppress(asyncio.CancelledError):
-                await operator
+            ended = await asyncio.gather(operator, *clients, return_exceptions=True)
+        operated = ended[0]
+        assert isinstance(operated, asyncio.CancelledError), f"the operator failed: {operated!r}"
 
     # Clients.
 
@@ -159,12 +159,12 @@ class Churn:
         blend: tuple[tuple[str, float], ...] = ()
         if self.rng.random() < 0.2:
             blend = ((name, BLEND[0]), (self._name(), BLEND[1]))
-        long = self.rng.random() < 0.3
+        long = self.rng.random() < 0.2
         return Turn(
             model="base" if self.rng.random() < 0.15 and not blend else name,
             messages=messages_of(TEXTS[prompt]),
             params=SamplingParams(temperature=0, ignore_eos=True),
-            max_tokens=self.rng.randint(1, LONGEST) if long else self.rng.randint(1, 6),
+            max_tokens=self.rng.randint(LONGEST // 2, LONGEST) if long else self.rng.randint(1, 6),
             scale=self.rng.choice(SCALES),
             blend=blend,
             key=self.rng.choice("abc"),
