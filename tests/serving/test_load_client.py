@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 
 from adapters.errors import BianlianError, Invalid, NotFound, Unavailable
 from adapters.settings import Settings
-from app import cli
+from app import cli, listen
 from serving.load_client import Endpoint, Load, Sample, list_models, percentiles, prompts_of, run_load, summarise
 from tests.serving.running import RunningServer, running_server
 
@@ -114,6 +114,13 @@ def test_counts_are_the_servers_and_models_take_turns(server: RunningServer) -> 
     for sample in seen:
         assert sample.ttft_s and sample.ttft_s + sum(sample.gaps_s) <= sample.latency_s
     server.assert_nothing_held()
+
+
+def test_the_servers_connections_hold_no_small_write_back() -> None:
+    with listen("127.0.0.1", 0) as listening, socket.create_connection(listening.getsockname()):
+        connection, _ = listening.accept()
+        with connection:
+            assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 def test_open_loop_starts_requests_while_others_run(server: RunningServer) -> None:
