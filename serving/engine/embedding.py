@@ -1,5 +1,7 @@
 """LoRAEmbedding: the base's input embedding plus, for each row, what that row's adapters change in it."""
 
+from collections.abc import Set
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -23,6 +25,11 @@ class LoRAEmbedding(nn.Module):
         """(vocabulary, width)"""
         weight: Tensor = self.base.weight  # type: ignore[assignment]
         return weight.detach()
+
+    @property
+    def dense_slots(self) -> Set[int]:
+        """Those whose adapter changes the embedding."""
+        return self._deltas.keys()
 
     def forward(self, ids: Tensor) -> Tensor:
         out: Tensor = self.base(ids)

@@ -39,10 +39,10 @@ class Engine:
     """Takes over `base.model`: its attention and linear layers are replaced. `base` must not be used elsewhere."""
 
     def __init__(self, base: BaseModel, settings: Settings, *, kernels: Kernels | None = None, fuse: bool = True):
-        kernels = kernels or kernels_for(base.device)
         self.max_model_len = min(settings.max_model_len or base.max_model_len, base.max_model_len)
         refuse_unsupported(base, self.max_model_len)
         probe = FamilyProbe(base)  # before the layers are replaced
+        kernels = kernels or kernels_for(base.device, settings.adapter_slots)
         step = StepAdapters()
         shapes = base.linear_shapes  # before the layers are replaced
         bits = _BITS[settings.quantize] if base.device.type == "cpu" else None  # elsewhere it was loaded quantised
@@ -63,8 +63,10 @@ class Engine:
         self.grammars = GrammarCompiler(base.tokenizer, vocab_size, base.stop_token_ids)
         probe.check(self.runner, rounded=bits is not None)
         self.pool = BlockPool(self._num_blocks(settings), BLOCK_SIZE, share_prefixes=settings.prefix_cache)
-        self.runner.allocate(self.pool.num_blocks, BLOCK_SIZE)
         batch_tokens = settings.max_batch_tokens or (256 if base.device.type == "cpu" else 2048)
+        self.runner.allocate(
+            self.pool.num_blocks, BLOCK_SIZE, max_rows=settings.max_running, max_len=self.max_model_len
+        )
         self.scheduler = Scheduler(
             self.pool, self.bank, max_batch_tokens=batch_tokens, max_running=settings.max_running
         )

@@ -28,12 +28,11 @@ def can_fuse(layer: Any) -> bool:
 
 
 class FusedLayer(nn.Module):
-    """Stands in the place of a decoder layer; `path` is that place, `join` makes the joined linear layers. Changes the
-    hidden states it is given in place."""
+    """Stands in the place of a decoder layer; `path` is that place, `join` makes the joined linear layers. May change
+    the hidden states it is given in place."""
 
     def __init__(self, layer: Any, path: str, join: Join, kernels: Kernels):
         super().__init__()
-        self.kernels = kernels
         attention = layer.self_attn
         self.layer_idx: int = attention.layer_idx
         self.head_dim: int = attention.head_dim
@@ -44,14 +43,14 @@ class FusedLayer(nn.Module):
         if type(layer).__name__ == "MistralDecoderLayer":
             window = config.sliding_window
         self.spec = AttentionSpec(attention.scaling, window)
-        self.input_norm = _norm(layer.input_layernorm)
-        self.mlp_norm = _norm(layer.post_attention_layernorm)
-        self.qk_weight: Tensor | None = None
-        self.qk_epsilon = 0.0
+        self.kernels = kernels
+        self.input_norm = _weight_and_epsilon(layer.input_layernorm)
+        self.mlp_norm = _weight_and_epsilon(layer.post_attention_layernorm)
+        self.qk_norm: tuple[Tensor, float] | None = None
         if hasattr(attention, "q_norm"):
             q, k = attention.q_norm, attention.k_norm
             weight = torch.cat([q.weight.expand(self.heads, -1), k.weight.expand(self.kv_heads, -1)])
-            self.qk_weight, self.qk_epsilon = weight.detach(), q.variance_epsilon
+            self.qk_norm = (weight.detach(), q.variance_epsilon)
         self.qkv = join([f"{path}.self_attn.{x}_proj" for x in "qkv"])
         self.out = join([f"{path}.self_attn.o_proj"])
         self.gate_up = join([f"{path}.mlp.gate_proj", f"{path}.mlp.up_proj"])
@@ -67,24 +66,26 @@ class FusedLayer(nn.Module):
     ) -> Tensor:
         """hidden_states (1, rows, hidden) → the same shape."""
         hidden = hidden_states[0]
-        cos, sin = position_embeddings
-        attended = self._attention(
-            self.kernels.add_rms_norm(hidden, None, *self.input_norm), cos[0], sin[0], step_input
-        )
-        x = self.kernels.add_rms_norm(hidden, attended, *self.mlp_norm)
-        hidden += self.down(self.kernels.silu_mul(self.gate_up(x)))
+        x = self.kernels.add_rms_norm(hidden, None, *self.input_norm)[1]
+        attended = self._attention(x, position_embeddings, step_input)
+        hidden, x = self.kernels.add_rms_norm(hidden, attended, *self.mlp_norm)
+        hidden += self._mlp(x)
         return hidden[None]
 
-    def _attention(self, x: Tensor, cos: Tensor, sin: Tensor, step_input: StepInput | LayerProbe) -> Tensor:
+    def _attention(self, x: Tensor, rotary: tuple[Tensor, Tensor], step_input: StepInput | LayerProbe) -> Tensor:
         rows = x.shape[0]
         heads = self.qkv(x).view(rows, -1, self.head_dim)  # query, key and value heads, in this order
-        rotated, value = heads[:, : -self.kv_heads], heads[:, -self.kv_heads :]
-        self.kernels.rotate(rotated, self.qk_weight, cos, sin, self.qk_epsilon)
-        query, key = rotated[:, : self.heads], rotated[:, self.heads :]
+        qk, value = heads[:, : -self.kv_heads], heads[:, -self.kv_heads :]
+        qk = self.kernels.norm_and_rotate(qk, self.qk_norm, rotary[0][0], rotary[1][0])
+        query, key = qk[:, : self.heads], qk[:, self.heads :]
         attended = step_input.attend(self.layer_idx, query, key, value, self.spec)
         out: Tensor = self.out(attended.reshape(rows, -1))
         return out
 
+    def _mlp(self, x: Tensor) -> Tensor:
+        out: Tensor = self.down(self.kernels.silu_and_multiply(self.gate_up(x)))
+        return out
 
-def _norm(norm: Any) -> tuple[Tensor, float]:
+
+def _weight_and_epsilon(norm: Any) -> tuple[Tensor, float]:
     return norm.weight.detach(), norm.variance_epsilon

@@ -3,7 +3,7 @@
 Layers that read the same input (q, k and v; gate and up) can stand in one LoRALinear, side by side, as one matrix
 product."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -73,8 +73,12 @@ class StepRows:
     from an earlier one."""
 
     def __init__(self, segments: Sequence[RowSegment] = ()):
-        self.segments = segments
+        self._segments = segments
         self._entries: dict[int, Tensor] = {}
+
+    @property
+    def segments(self) -> Sequence[RowSegment]:
+        return self._segments
 
     @cached_property
     def slots(self) -> tuple[int, ...]:
@@ -93,6 +97,35 @@ class StepRows:
             table[:, 3] = torch.tensor([scale for *_, scale in found], dtype=torch.float64).view(torch.int64)
             self._entries[most_rows] = table
         return self._entries[most_rows]
+
+    def concern(self, weights: Mapping[int, object]) -> bool:
+        """Whether a layer with these slots loaded has anything to add."""
+        return bool(weights and self.segments)
+
+
+class DeviceRows(StepRows):
+    """Rows whose adapters are read from device memory when the step runs, so that one recorded step serves any
+    adapters, those loaded later too."""
+
+    def __init__(self, slots: Tensor, strengths: Tensor):
+        super().__init__()
+        self.slots_by_row = slots  # (rows, adapters) int32; 0 is the base
+        self.strengths = strengths  # (rows, adapters) float32
+
+    @property
+    def segments(self) -> Sequence[RowSegment]:
+        """The same, row by row. Waits for the device, so it is for kernels that cannot be captured."""
+        rows = zip(self.slots_by_row.tolist(), self.strengths.tolist(), strict=True)
+        mixes = [tuple((slot, scale) for slot, scale in zip(*row, strict=True) if slot) for row in rows]
+        return [RowSegment(row, row + 1, mix) for row, mix in enumerate(mixes) if mix]
+
+    @property
+    def slots(self) -> tuple[int, ...]:
+        """None that layers would have to look at: rows are only recorded with low-rank adapters."""
+        return ()
+
+    def concern(self, weights: Mapping[int, object]) -> bool:
+        return True
 
 
 class StepAdapters:
@@ -142,7 +175,7 @@ class LoRALinear(nn.Module):
         rows = self.step.head if self.is_head else self.step.rows
         if not self._dense.keys().isdisjoint(rows.slots):
             self._add_dense(out.view(-1, out.shape[-1]), x.reshape(-1, x.shape[-1]), rows)
-        if self._low_rank and rows.segments:
+        if rows.concern(self._low_rank):
             self.kernels.add_lora(out.view(-1, out.shape[-1]), x.reshape(-1, x.shape[-1]), self, rows)
         return out
 
@@ -163,6 +196,11 @@ class LoRALinear(nn.Module):
     def slots(self) -> Iterable[int]:
         """Those whose adapter has a low-rank part here."""
         return self._low_rank.keys()
+
+    @property
+    def dense_slots(self) -> Set[int]:
+        """Those whose adapter has more than a low-rank part here."""
+        return self._dense.keys()
 
     def parts(self, slot: int) -> Iterable[tuple[slice, Delta]]:
         """(columns of the output, delta) of each member on which the adapter in `slot` has a low-rank part: it need not

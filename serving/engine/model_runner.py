@@ -4,6 +4,7 @@ log-probabilities for prompts that are to be scored.
 The transformers model runs as it is, on one flat row of tokens from many sequences; only its attention is
 ours (registered under a name) and its linear layers carry the adapters."""
 
+from collections.abc import Sequence as Seq
 from weakref import WeakKeyDictionary
 
 import torch
@@ -12,8 +13,9 @@ from torch import Tensor
 from adapters.base_model import BaseModel
 from serving.engine.attention import StepInput
 from serving.engine.bank import AdapterBank
+from serving.engine.cuda_graphs import DecodeGraphs, GraphRecorder, Limits
 from serving.engine.install import probe_layers
-from serving.engine.kernels import Kernels
+from serving.engine.kernels import CapturingKernels, Kernels
 from serving.engine.kernels.plan import AttentionPlan, Span
 from serving.engine.kv_cache import KVCache
 from serving.engine.lora import RowSegment, StepAdapters
@@ -51,10 +53,16 @@ class ModelRunner:
         self.layer_shapes = probe_layers(base)
         self.cache: KVCache | None = None
         self._kept: WeakKeyDictionary[Sequence, _KeptRows] = WeakKeyDictionary()
+        self.graphs: DecodeGraphs | None = None
 
-    def allocate(self, num_blocks: int, block_size: int) -> None:
+    def allocate(self, num_blocks: int, block_size: int, *, max_rows: int, max_len: int) -> None:
+        """Set memory aside for the cache, and for steps of at most `max_rows` sequences of `max_len` tokens."""
         self.block_size = block_size
-        self.cache = KVCache(self.layer_shapes, num_blocks, block_size, self.base.dtype, self.base.device)
+        # One block more than sequences get: what fills up a captured step is written there.
+        self.cache = KVCache(self.layer_shapes, num_blocks + 1, block_size, self.base.dtype, self.base.device)
+        if self.base.device.type == "cuda" and isinstance(self.kernels, CapturingKernels):
+            limits = Limits(max_rows, -(-max_len // block_size), block_size, scratch_block=num_blocks)
+            self.graphs = DecodeGraphs(self.base.model, self.cache, self.kernels, self.step, limits, GraphRecorder())
 
     @torch.inference_mode()
     def run(self, batch: Batch) -> list[tuple[Chunk, Sampled]]:
@@ -64,18 +72,26 @@ class ModelRunner:
         ordered = sorted(batch, key=lambda chunk: chunk.sequence.request.mix)
         due = [chunk for chunk in ordered if chunk.samples]
         scored = [chunk for chunk in ordered if chunk.scored]
-        self.step.begin(
-            self._segments([(chunk, chunk.count) for chunk in ordered]),
+        segments = self._segments([(chunk, chunk.count) for chunk in ordered])
+        logits = None if scored else self._run_captured(ordered, segments)
+        if logits is None:
             # The output layer sees the last row of each that is due, then the scored ones.
-            self._segments([(chunk, 1) for chunk in due] + [(chunk, len(chunk.scored)) for chunk in scored]),
-        )
-        try:
-            logits = self._forward(ordered)
-        finally:
-            self.step.end()
+            head = self._segments([(chunk, 1) for chunk in due] + [(chunk, len(chunk.scored)) for chunk in scored])
+            self.step.begin(segments, head)
+            try:
+                logits = self._forward(ordered)
+            finally:
+                self.step.end()
         sampled = sample(logits[: len(due)], [chunk.sequence for chunk in due], self.base.stop_token_ids)
         self._score(scored, logits[len(due) :])
         return list(zip(due, sampled, strict=True))
+
+    def _run_captured(self, batch: Batch, segments: Seq[RowSegment]) -> Tensor | None:
+        """As `_forward`, from a CUDA graph; None when the step has none."""
+        logits = self.graphs.run(batch, segments) if self.graphs else None
+        if logits is None or all(chunk.samples for chunk in batch):
+            return logits
+        return logits[[row for row, chunk in enumerate(batch) if chunk.samples]]
 
     def _score(self, batch: Batch, logits: Tensor) -> None:
         """Note how likely the prompts' tokens were. logits (scored positions of all chunks, vocabulary)."""
@@ -102,9 +118,9 @@ class ModelRunner:
             row = len(tokens)
             tokens += chunk.sequence.tokens[chunk.start : chunk.end]
             positions += range(chunk.start, chunk.end)
-            kept = self._kept_at(chunk)
-            spans.append(Span(row, chunk.count, chunk.end, kept))
-            slots.append(kept[chunk.start :])
+            places = self._kept_at(chunk)
+            spans.append(Span(row, chunk.count, chunk.end, places))
+            slots.append(places[chunk.start :])
             if chunk.samples:
                 last_rows.append(len(tokens) - 1)
             scored_rows += (row + position - chunk.start for position in chunk.scored)

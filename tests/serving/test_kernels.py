@@ -76,14 +76,16 @@ def test_the_operations_between_products_equal_the_reference(compiled: bool, row
     )
     results = []
     for kernels in (cpu, reference):
-        hidden, rotated, normed = x.clone(), heads.clone(), heads.clone()
-        out = kernels.add_rms_norm(hidden, add, weight, 1e-6)
-        kernels.rotate(rotated[:, :4], None, cos, sin, 0.0)
-        kernels.rotate(normed[:, :4], head_weight, cos, sin, 1e-6)
-        assert torch.equal(rotated[:, 4:], heads[:, 4:])
+        hidden, normed = kernels.add_rms_norm(x.clone(), add, weight, 1e-6)
+        joined = heads.clone()  # query and key heads, then value heads, as a joined product gives them
+        rotated = kernels.norm_and_rotate(joined[:, :4], None, cos, sin)
+        assert torch.equal(joined[:, 4:], heads[:, 4:])
+        both = kernels.norm_and_rotate(heads.clone()[:, :4], (head_weight, 1e-6), cos, sin)
         cache = LayerCache(torch.zeros(2, 64, 32, dtype=dtype), torch.zeros(2, 64, 32, dtype=dtype))
-        kernels.store_kv(cache, heads[:, 2:4], heads[:, 4:], torch.randperm(64, generator=torch.manual_seed(1))[:rows])
-        results.append([hidden, out, rotated, normed, kernels.silu_mul(4 * x), cache.keys, cache.values])
+        places = torch.randperm(64, generator=torch.manual_seed(1))[:rows]
+        kernels.store_kv(cache, heads[:, 2:4], heads[:, 4:], places)
+        gated = kernels.silu_and_multiply(4 * x)
+        results.append([hidden, normed, rotated, both, gated, cache.keys, cache.values])
     for ours, plain in zip(*results, strict=True):
         torch.testing.assert_close(ours, plain, **close)
 

@@ -15,7 +15,7 @@ from serving.engine.kernels.reference import joined_bias
 from serving.engine.kv_cache import LayerCache
 from serving.engine.lora import LoRALinear, RowSegment, StepRows
 
-__all__ = ["add_lora", "add_rms_norm", "attend", "join_linears", "rotate", "silu_mul", "store_kv"]
+__all__ = ["add_lora", "add_rms_norm", "attend", "join_linears", "norm_and_rotate", "silu_and_multiply", "store_kv"]
 
 # The layout hint of the reordering: any number of rows is correct, and this one was the fastest for 1 to 1,024.
 _EXPECTED_ROWS = 128
@@ -61,26 +61,26 @@ def join_linears(linears: Sequence[nn.Linear], bits: int | None = None) -> nn.Mo
     return reference.join_linears(linears)
 
 
-def add_rms_norm(x: Tensor, add: Tensor | None, weight: Tensor, epsilon: float) -> Tensor:
+def add_rms_norm(x: Tensor, added: Tensor | None, weight: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
     kernels = native.load()
     if kernels is None or not kernels.fits(x, x.shape[1]):
-        return reference.add_rms_norm(x, add, weight, epsilon)
-    return kernels.add_rms_norm(x, add, weight, epsilon)
+        return reference.add_rms_norm(x, added, weight, epsilon)
+    return x, kernels.add_rms_norm(x, added, weight, epsilon)
 
 
-def rotate(heads: Tensor, weight: Tensor | None, cos: Tensor, sin: Tensor, epsilon: float) -> None:
+def norm_and_rotate(heads: Tensor, norm: tuple[Tensor, float] | None, cos: Tensor, sin: Tensor) -> Tensor:
     kernels = native.load()
     if kernels is None or not kernels.fits(heads, heads.shape[2] // 2):
-        reference.rotate(heads, weight, cos, sin, epsilon)
-    else:
-        kernels.rotate(heads, weight, cos, sin, epsilon)
+        return reference.norm_and_rotate(heads, norm, cos, sin)
+    kernels.norm_and_rotate(heads, norm, cos, sin)
+    return heads
 
 
-def silu_mul(gate_up: Tensor) -> Tensor:
+def silu_and_multiply(gate_up: Tensor) -> Tensor:
     kernels = native.load()
     if kernels is None or not kernels.fits(gate_up, gate_up.shape[1] // 2):
-        return reference.silu_mul(gate_up)
-    return kernels.silu_mul(gate_up)
+        return reference.silu_and_multiply(gate_up)
+    return kernels.silu_and_multiply(gate_up)
 
 
 def store_kv(cache: LayerCache, keys: Tensor, values: Tensor, slots: Tensor) -> None:

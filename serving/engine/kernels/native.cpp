@@ -108,7 +108,7 @@ void add_rms_norm(T* out, T* x, const T* add, const T* weight, int64_t rows, int
 }
 
 template <class T>
-void rotate(T* x, const T* weight, const T* cos, const T* sin, int64_t rows, int64_t stride, int heads, int dim,
+void norm_and_rotate(T* x, const T* weight, const T* cos, const T* sin, int64_t rows, int64_t stride, int heads, int dim,
             float epsilon) {
     const int half = dim / 2;
 #pragma omp parallel for collapse(2) schedule(static) if (rows * heads > 8)
@@ -126,7 +126,7 @@ void rotate(T* x, const T* weight, const T* cos, const T* sin, int64_t rows, int
 }
 
 template <class T>
-void silu_mul(T* out, const T* gate_up, int64_t rows, int dim) {
+void silu_and_multiply(T* out, const T* gate_up, int64_t rows, int dim) {
 #pragma omp parallel for schedule(static) if (rows * dim > 4096)
     for (int64_t task = 0; task < rows * (dim / W); task++) {
         int64_t row = task / (dim / W), i = task % (dim / W) * W;
@@ -195,7 +195,7 @@ void attend_one(T* out, const T* query, const T* keys, const T* values, const in
 
 template <class T>
 void attend(T* out, const T* query, const T* keys, const T* values, const int64_t* const* slots,
-            const int64_t* lengths, int64_t rows, int64_t query_stride, int heads, int kv_heads, int64_t tokens,
+            const int32_t* lengths, int64_t rows, int64_t query_stride, int heads, int kv_heads, int64_t tokens,
             int key_dim, int value_dim, int64_t window, float scale, float softcap, const float* sinks) {
     const int group = heads / kv_heads;
 #pragma omp parallel
@@ -342,19 +342,19 @@ void add_lora(T* out, const T* x, int64_t in, int64_t out_stride, const Entry* e
                                           float epsilon) {                                                             \
         add_rms_norm(out, x, add, weight, rows, dim, epsilon);                                                         \
     }                                                                                                                  \
-    extern "C" void rotate_##suffix(T* x, const T* weight, const T* cos, const T* sin, int64_t rows, int64_t stride,   \
+    extern "C" void norm_and_rotate_##suffix(T* x, const T* weight, const T* cos, const T* sin, int64_t rows, int64_t stride,   \
                                     int heads, int dim, float epsilon) {                                               \
-        rotate(x, weight, cos, sin, rows, stride, heads, dim, epsilon);                                                \
+        norm_and_rotate(x, weight, cos, sin, rows, stride, heads, dim, epsilon);                                                \
     }                                                                                                                  \
-    extern "C" void silu_mul_##suffix(T* out, const T* gate_up, int64_t rows, int dim) {                               \
-        silu_mul(out, gate_up, rows, dim);                                                                             \
+    extern "C" void silu_and_multiply_##suffix(T* out, const T* gate_up, int64_t rows, int dim) {                               \
+        silu_and_multiply(out, gate_up, rows, dim);                                                                             \
     }                                                                                                                  \
     extern "C" void store_kv_##suffix(T* kept, const T* x, const int64_t* slots, int64_t rows, int64_t stride,         \
                                       int heads, int64_t tokens, int dim) {                                            \
         store_kv(kept, x, slots, rows, stride, heads, tokens, dim);                                                    \
     }                                                                                                                  \
     extern "C" void attend_##suffix(T* out, const T* query, const T* keys, const T* values,                            \
-                                    const int64_t* const* slots, const int64_t* lengths, int64_t rows,                 \
+                                    const int64_t* const* slots, const int32_t* lengths, int64_t rows,                 \
                                     int64_t query_stride, int heads, int kv_heads, int64_t tokens, int key_dim,        \
                                     int value_dim, int64_t window, float scale, float softcap, const float* sinks) {   \
         attend(out, query, keys, values, slots, lengths, rows, query_stride, heads, kv_heads, tokens, key_dim,         \

@@ -27,8 +27,8 @@ _FLAGS = ["-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trappin
 _PREFERRED = ["-mprefer-vector-width=512"]  # GCC on x86 alone understands it
 _PARAMETERS: dict[str, list[Any]] = {
     "add_rms_norm": [c_void_p, c_void_p, c_void_p, c_void_p, c_int64, c_int, c_float],
-    "rotate": [c_void_p, c_void_p, c_void_p, c_void_p, c_int64, c_int64, c_int, c_int, c_float],
-    "silu_mul": [c_void_p, c_void_p, c_int64, c_int],
+    "norm_and_rotate": [c_void_p, c_void_p, c_void_p, c_void_p, c_int64, c_int64, c_int, c_int, c_float],
+    "silu_and_multiply": [c_void_p, c_void_p, c_int64, c_int],
     "store_kv": [c_void_p, c_void_p, c_void_p, c_int64, c_int64, c_int, c_int64, c_int],
     "attend": [*[c_void_p] * 6, c_int64, c_int64, c_int, c_int, c_int64, c_int, c_int, c_int64, c_float, c_float]
     + [c_void_p],
@@ -61,6 +61,7 @@ class NativeKernels:
         return x.dtype in (torch.float32, torch.bfloat16) and all(dim % LANES == 0 for dim in dims)
 
     def add_rms_norm(self, x: Tensor, add: Tensor | None, weight: Tensor, epsilon: float) -> Tensor:
+        """x (rows, dim) += add, in place; returns its norm."""
         out = torch.empty_like(x)
         rows, dim = x.shape
         self._functions["add_rms_norm", x.dtype](
@@ -74,10 +75,11 @@ class NativeKernels:
         )
         return out
 
-    def rotate(self, x: Tensor, weight: Tensor | None, cos: Tensor, sin: Tensor, epsilon: float) -> None:
-        """x (rows, heads, dim), rows at any distance."""
+    def norm_and_rotate(self, x: Tensor, norm: tuple[Tensor, float] | None, cos: Tensor, sin: Tensor) -> None:
+        """x (rows, heads, dim) in place, rows at any distance."""
         rows, heads, dim = x.shape
-        self._functions["rotate", x.dtype](
+        weight, epsilon = norm or (None, 0.0)
+        self._functions["norm_and_rotate", x.dtype](
             x.data_ptr(),
             weight.data_ptr() if weight is not None else None,
             cos.data_ptr(),
@@ -89,10 +91,10 @@ class NativeKernels:
             epsilon,
         )
 
-    def silu_mul(self, gate_up: Tensor) -> Tensor:
+    def silu_and_multiply(self, gate_up: Tensor) -> Tensor:
         rows, dim = gate_up.shape[0], gate_up.shape[1] // 2
         out = gate_up.new_empty(rows, dim)
-        self._functions["silu_mul", out.dtype](out.data_ptr(), gate_up.data_ptr(), rows, dim)
+        self._functions["silu_and_multiply", out.dtype](out.data_ptr(), gate_up.data_ptr(), rows, dim)
         return out
 
     def store_kv(self, kept: Tensor, x: Tensor, slots: Tensor) -> None:

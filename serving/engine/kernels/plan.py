@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -19,9 +20,13 @@ class Span:
     slots: Tensor  # (length,) int64: where the sequence's keys and values are, in order
 
 
-@dataclass(frozen=True)
 class AttentionPlan:
-    spans: list[Span]
+    def __init__(self, spans: list[Span]):
+        self._spans = spans
+
+    @property
+    def spans(self) -> list[Span]:
+        return self._spans
 
     @cached_property
     def prefills(self) -> list[Span]:
@@ -31,6 +36,31 @@ class AttentionPlan:
     def decodes(self) -> "DecodeGroup | None":
         spans = [span for span in self.spans if span.count == 1]
         return DecodeGroup(spans) if spans else None
+
+    @cached_property
+    def prefill_group(self) -> "PrefillGroup":
+        return PrefillGroup.of(self.prefills)
+
+
+@dataclass(frozen=True)
+class PrefillGroup:
+    """All sequences with several queries in the step, one after the other, as FlashAttention takes them."""
+
+    rows: Tensor  # (queries,) int64
+    slots: Tensor  # (keys,) int64
+    query_ends: Tensor  # (n + 1,) int32, the first is 0
+    key_ends: Tensor  # (n + 1,) int32
+    most_queries: int
+    most_keys: int
+
+    @staticmethod
+    def of(spans: list[Span]) -> "PrefillGroup":
+        device = spans[0].slots.device
+        counts, lengths = [span.count for span in spans], [span.length for span in spans]
+        rows = torch.cat([torch.arange(span.row, span.row + span.count) for span in spans])
+        ends = torch.tensor([[0, *accumulate(counts)], [0, *accumulate(lengths)]], dtype=torch.int32).to(device)
+        slots = torch.cat([span.slots for span in spans])
+        return PrefillGroup(rows.to(device), slots, ends[0], ends[1], max(counts), max(lengths))
 
 
 @dataclass
@@ -48,8 +78,9 @@ class DecodeGroup:
 
     @cached_property
     def lengths(self) -> Tensor:
-        """(n,) int64"""
-        return torch.tensor([span.length for span in self.spans], device=self.spans[0].slots.device)
+        """(n,) int32"""
+        lengths = [span.length for span in self.spans]
+        return torch.tensor(lengths, dtype=torch.int32, device=self.spans[0].slots.device)
 
     @cached_property
     def addresses(self) -> Tensor:
@@ -82,6 +113,25 @@ class DecodeGroup:
             buffer = self._buffers[(name, kept.shape)] = kept.new_empty(len(rows), dim)
         torch.index_select(kept.view(-1, dim), 0, rows, out=buffer)
         return buffer.view(heads, *self.slots.shape, dim)
+
+
+class PagedDecodes(AttentionPlan):
+    """One query in every row, the pasts described by device memory alone: what a captured step attends with."""
+
+    def __init__(self, blocks: Tensor, lengths: Tensor, block_size: int):
+        self.blocks = blocks  # (rows, most blocks) int32
+        self.lengths = lengths  # (rows,) int32
+        self.block_size = block_size
+
+    @property
+    def spans(self) -> list[Span]:
+        """The same, row by row. Waits for the device, so it is for kernels that cannot be captured."""
+        within = torch.arange(self.block_size, device=self.blocks.device)
+        spans = []
+        for row, length in enumerate(self.lengths.tolist()):
+            slots = (self.blocks[row, :, None].long() * self.block_size + within).flatten()[:length]
+            spans.append(Span(row, 1, length, slots))
+        return spans
 
 
 @dataclass(frozen=True)

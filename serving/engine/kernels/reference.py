@@ -35,25 +35,25 @@ def joined_bias(linears: Sequence[nn.Linear]) -> Tensor | None:
     )
 
 
-def add_rms_norm(x: Tensor, add: Tensor | None, weight: Tensor, epsilon: float) -> Tensor:
-    """x (rows, dim) += add, in place; returns its root-mean-square norm as Llama's family rounds it: normalised in
-    float32, cast, then weighted by `weight` (dim,)."""
-    if add is not None:
-        x += add
-    return weight * F.rms_norm(x, (x.shape[-1],), None, epsilon)
+def add_rms_norm(x: Tensor, added: Tensor | None, weight: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
+    """x + added (or x), and its root-mean-square norm as Llama's family rounds it: normalised in float32, cast, then
+    weighted. x and added (rows, width), weight (width,)."""
+    total = x if added is None else x + added
+    return total, weight * F.rms_norm(total, (total.shape[-1],), None, epsilon)
 
 
-def rotate(heads: Tensor, weight: Tensor | None, cos: Tensor, sin: Tensor, epsilon: float) -> None:
-    """Rotary embedding (Su et al. 2021, halves as in GPT-NeoX) on heads (rows, heads, dim), in place; cos and sin
-    (rows, dim). With `weight` (heads, dim) each head is normalised first, as Qwen3 does."""
-    x = heads if weight is None else weight * F.rms_norm(heads, (heads.shape[-1],), None, epsilon)
-    half = x.shape[-1] // 2
-    turned = torch.cat((-x[..., half:], x[..., :half]), dim=-1)
-    heads.copy_(x * cos[:, None] + turned * sin[:, None])
+def norm_and_rotate(heads: Tensor, norm: tuple[Tensor, float] | None, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary embedding (Su et al. 2021, halves as in GPT-NeoX) of heads (rows, heads, dim), each normed before when
+    `norm` gives weights (heads, dim) and epsilon; cos and sin (rows, dim)."""
+    if norm is not None:
+        heads = norm[0] * F.rms_norm(heads, (heads.shape[-1],), None, norm[1])
+    half = heads.shape[-1] // 2
+    turned = torch.cat((-heads[..., half:], heads[..., :half]), dim=-1)
+    return heads * cos[:, None] + turned * sin[:, None]
 
 
-def silu_mul(gate_up: Tensor) -> Tensor:
-    """gate_up (rows, 2 · dim) → silu of the first half times the second, (rows, dim)."""
+def silu_and_multiply(gate_up: Tensor) -> Tensor:
+    """(rows, 2 · width), gates first → (rows, width)."""
     gate, up = gate_up.chunk(2, dim=-1)
     return F.silu(gate) * up
 
