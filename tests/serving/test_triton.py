@@ -6,11 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from adapters.weights import LoRAWeights
 from serving.engine.kernels import reference
 from serving.engine.kernels.plan import AttentionPlan, AttentionSpec, PagedDecodes, Span
 from serving.engine.kv_cache import LayerCache
-from serving.engine.lora import DeviceRows, LoRALinear, RowSegment, StepAdapters, StepRows
+from serving.engine.lora import Delta, DeviceRows, LoRALinear, RowSegment, StepAdapters, StepRows
 
 pytest.importorskip("triton")
 
@@ -33,8 +32,8 @@ def lora_layer(
         for member, width in widths.items():
             if (slot, member) not in absent:
                 a = torch.randn(rank, in_features) / in_features**0.5
-                b = torch.randn(width, rank) / rank**0.5
-                layer.load(slot, member, LoRAWeights(a.to(DEVICE, dtype), b.to(DEVICE, dtype)))
+                b = torch.randn(rank, width) / rank**0.5
+                layer.load(slot, member, Delta(a.to(DEVICE, dtype), b.to(DEVICE, dtype)))
     return layer
 
 
