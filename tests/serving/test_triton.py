@@ -44,7 +44,7 @@ def tolerance(dtype: torch.dtype) -> dict[str, float]:
 def assert_equal_by_rows_and_tiles(layer: LoRALinear, x: torch.Tensor, segments: list[RowSegment], width: int) -> None:
     start = torch.randn(len(x), width, device=DEVICE).to(x.dtype)
     expected = start.clone()
-    reference.add_lora(expected, x, layer, StepRows(segments, len(x)))
+    reference.add_lora(expected, x, layer, StepRows(segments)
     kernels = layer.kernels
     assert isinstance(kernels, CudaKernels)
     kernels.prepare([layer])
