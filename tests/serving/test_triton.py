@@ -44,7 +44,7 @@ def tolerance(dtype: torch.dtype) -> dict[str, float]:
 def assert_equal_by_rows_and_tiles(layer: LoRALinear, x: torch.Tensor, segments: list[RowSegment], width: int) -> None:
     start = torch.randn(len(x), width, device=DEVICE).to(x.dtype)
     expected = start.clone()
-    reference.add_lora(expected, x, layer, StepRows(segments)
+    reference.add_lora(expected, x, layer, StepRows(segments))
     kernels = layer.kernels
     assert isinstance(kernels, CudaKernels)
     kernels.prepare([layer])
@@ -103,7 +103,7 @@ def test_an_adapter_loaded_later_is_found_by_a_step_recorded_before() -> None:
     layer = lora_layer({"q": 32}, 32, {1: 4}, dtype=torch.float32, absent=set())
     kernels = layer.kernels
     assert isinstance(kernels, CudaKernels)
-    x, step = torch.randn(2, 32, device=DEVICE), StepRows([RowSegment(0, 2, ((2, 1.0),))], 2)
+    x, step = torch.randn(2, 32, device=DEVICE), StepRows([RowSegment(0, 2, ((2, 1.0),))])
     rows = DeviceRows(*(torch.tensor(v, device=DEVICE) for v in ([[2], [2]], [[1.0], [1.0]])))
     out = torch.zeros(2, 32, device=DEVICE)
     kernels.add_lora(out, x, layer, rows)
