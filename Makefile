@@ -26,7 +26,7 @@ check: .venv/.ready-test    ## linters, types and the fast tests
 	$(BIN)/pytest -m "not slow and not browser"
 
 bench: .venv/.ready    ## the serving benchmark against its in-process peers
-	$(BIN)/python benchmarks/bench_serving.py $(ARGS)
+	$(BIN)/python -m benchmarks.bench_serving $(ARGS)
 
 persona: .venv/.ready    ## train the shipped persona again, from its shipped data
 	$(BIN)/python -m training

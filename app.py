@@ -6,6 +6,7 @@ Only this file knows all packages. Heavy imports happen inside the commands that
 from __future__ import annotations
 
 import logging
+import socket
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import adapters.cli
+import serving.cli
 import training.cli
 from adapters.errors import BianlianError, Invalid, Unavailable
 
@@ -58,12 +60,12 @@ class Services:
 
 def build_services(settings: Settings, base: BaseModel | None = None) -> Services:
     """Load the base and start the engine. Raises BianlianError for a base or adapter that cannot be served."""
-    from adapters.base_model import load_base
+    from adapters.base_model import load_base, pick_device
+    from adapters.peft_config import read_config
     from adapters.registry import AdapterRegistry
     from adapters.renderer import ChatRenderer
     from adapters.samples import offer_samples
     from adapters.store import AdapterStore
-    from adapters.weights import read_config
     from serving.async_engine import AsyncEngine
     from serving.chat import ChatService
     from serving.engine.engine import Engine
@@ -71,7 +73,10 @@ def build_services(settings: Settings, base: BaseModel | None = None) -> Service
     named = [_named_path(text) for text in settings.adapter]
     for _, path in named:
         read_config(path)  # a wrong path is said before the base is loaded
-    base = base or load_base(settings.base, device=settings.device, dtype=settings.dtype, quantize=settings.quantize)
+    if base is None:
+        on_cpu = pick_device(settings.device).type == "cpu"  # there the engine quantises, as it packs the weights
+        quantize = "none" if on_cpu else settings.quantize
+        base = load_base(settings.base, device=settings.device, dtype=settings.dtype, quantize=quantize)
     store = AdapterStore(settings.store)
     registry = AdapterRegistry(store, base.name, base.fingerprint)
     engine = AsyncEngine(Engine(base, settings), max_waiting=settings.max_waiting)
@@ -100,6 +105,7 @@ def build_app(services: Services) -> FastAPI:
     from serving.api.limits import BodyLimit
     from serving.api.models import models_router
     from serving.api.operations import operations_router
+    from serving.api.text_completions import text_completions_router
 
     settings, chat = services.settings, services.chat
     keys = Keys(settings)
@@ -133,6 +139,7 @@ def build_app(services: Services) -> FastAPI:
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=[*LOOPBACK, "[::1]"], www_redirect=False)
     user = [Depends(keys.require_user)]
     app.include_router(completions_router(chat), dependencies=user)
+    app.include_router(text_completions_router(chat), dependencies=user)
     app.include_router(compare_router(chat), dependencies=user)
     app.include_router(models_router(chat, settings, keys, int(time.time())), dependencies=user)
     app.include_router(operations_router(chat))
@@ -149,10 +156,17 @@ def build_app(services: Services) -> FastAPI:
     return app
 
 
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket whose connections send small writes at once. OSError when the port is taken."""
+    listening = socket.create_server((host, port), reuse_port=False)
+    # asyncio does this itself for sockets made with proto=IPPROTO_TCP, which create_server's are not. Without it the
+    # kernel holds every small write (an event, a body after its headers) until the last is acknowledged: 40 ms.
+    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return listening
+
+
 def run_server(services: Services) -> None:
     """Serve until interrupted; running answers get GRACE_S seconds to finish."""
-    import socket
-
     import uvicorn
 
     from serving.api.streaming import DRAIN_S
@@ -163,7 +177,7 @@ def run_server(services: Services) -> None:
         app, host=settings.host, port=settings.port, log_level="warning", timeout_graceful_shutdown=GRACE_S
     )
     try:
-        listening = socket.create_server((settings.host, settings.port), reuse_port=False)
+        listening = listen(settings.host, settings.port)
     except OSError as error:
         services.close()
         raise Unavailable(
@@ -213,6 +227,8 @@ def serve(
     kv_cache_memory: Annotated[float | None, typer.Option(help="GiB for keys and values.")] = None,
     max_batch_tokens: Annotated[int | None, typer.Option(help="Tokens computed in one step.")] = None,
     adapter_slots: Annotated[int | None, typer.Option(help="Adapters on the device at once.")] = None,
+    adapter_memory: Annotated[float | None, typer.Option(help="GiB of adapter weights on the device.")] = None,
+    adapter_host_memory: Annotated[float | None, typer.Option(help="GiB of adapter weights in host memory.")] = None,
     api_key: Annotated[list[str] | None, typer.Option(help="Key that callers must send; repeat for several.")] = None,
     admin_key: Annotated[str | None, typer.Option(help="Key for loading and unloading adapters.")] = None,
     no_ui: Annotated[bool, typer.Option("--no-ui", help="API only.")] = False,
@@ -233,6 +249,8 @@ def serve(
         kv_cache_memory=kv_cache_memory,
         max_batch_tokens=max_batch_tokens,
         adapter_slots=adapter_slots,
+        adapter_memory=adapter_memory,
+        adapter_host_memory=adapter_host_memory,
         api_key=api_key,
         admin_key=admin_key,
         ui=False if no_ui else None,
@@ -302,6 +320,7 @@ async def _print_side_by_side(chat: ChatService) -> None:
 
 
 adapters.cli.register(cli)
+serving.cli.register(cli)
 training.cli.register(cli)
 
 

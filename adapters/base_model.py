@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -149,7 +149,7 @@ def load_base(
     """Load the base, frozen and in eval mode. Blocks for the time the weights take to read.
 
     Raises NotFound or Invalid when `name` is no model, or a tokenizer without a chat template comes with it."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     directory = locate_base(name)
     where = pick_device(device)
@@ -159,6 +159,13 @@ def load_base(
         options["quantization_config"] = _quantization(quantize, precision)
         options["device_map"] = {"": where}
     try:
+        config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
+        if config.is_encoder_decoder:
+            raise Invalid(
+                f"base '{name}' ({config.model_type}) is an encoder-decoder model; "
+                "give one that only decodes, such as Llama, Qwen or Gemma",
+                param="base",
+            )
         tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
         with _quiet_below(directory, 2**30):
             model = AutoModelForCausalLM.from_pretrained(directory, **options)
@@ -212,6 +219,23 @@ def _quantization(quantize: Quantization, compute: torch.dtype) -> Any:
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=compute,
     )
+
+
+def dense_weight(linear: nn.Module) -> torch.Tensor:
+    """The weight that a linear layer multiplies by, (out_features, in_features); bitsandbytes layers are dequantised
+    into a new tensor, as PEFT does it."""
+    weight: Any = linear.weight
+    kind = type(weight).__name__
+    if kind not in ("Params4bit", "Int8Params"):
+        plain: torch.Tensor = weight.detach()
+        return plain
+    from bitsandbytes import functional as bnb
+
+    if kind == "Params4bit":
+        return cast(torch.Tensor, bnb.dequantize_4bit(weight.data, weight.quant_state))
+    state: Any = linear.state
+    scales = weight.SCB if state.SCB is None else state.SCB  # they move there at the first forward
+    return cast(torch.Tensor, bnb.int8_vectorwise_dequant(weight.data, scales))
 
 
 def _keep_4bit_portable(model: nn.Module) -> None:

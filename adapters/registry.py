@@ -13,8 +13,8 @@ from pathlib import Path
 
 from adapters.errors import BianlianError, Conflict, Invalid, NotFound, nearest
 from adapters.manifest import AdapterVersion, check_name, digest_of, read_manifest, split_reference
+from adapters.peft_config import read_config
 from adapters.store import AdapterStore
-from adapters.weights import read_config
 
 BASE_ALIAS = "base"  # what the base answers to besides its name
 
@@ -84,6 +84,13 @@ class AdapterRegistry:
     def leases(self, version: AdapterVersion) -> int:
         return self._leases[version.digest]
 
+    def unless_leased(self, version: AdapterVersion, free: Callable[[], object]) -> None:
+        """Run `free` while nobody can take a lease on the version; not at all when somebody has one. The version is
+        then reported as drained again after the last of them."""
+        with self._lock:
+            if not self._leases[version.digest]:
+                free()
+
     @property
     def total_leases(self) -> int:
         return self._leases.total()
@@ -129,10 +136,11 @@ class AdapterRegistry:
     def refresh(self) -> None:
         """Notice names that moved on disk: versions no name or lease needs any more are reported as drained."""
         with self._lock:
-            wanted = {version.digest for version in self.versions()}
-            drained = [
-                version for digest, version in self._seen.items() if digest not in wanted and not self._leases[digest]
-            ]
+            moved = [v for digest, v in self._seen.items() if not self._leases[digest] and not self._is_current(v)]
+            # Another name may have the same weights. Looking through all of them is left to when one has moved.
+            wanted = {version.digest: version for version in self.versions()} if moved else {}
+            self._seen |= {v.digest: wanted[v.digest] for v in moved if v.digest in wanted}
+            drained = [version for version in moved if version.digest not in wanted]
             for version in drained:
                 del self._seen[version.digest]
         for version in drained:
@@ -144,8 +152,14 @@ class AdapterRegistry:
             last = not self._leases[version.digest]
             if last:
                 del self._leases[version.digest]
-        if last:
+            moved = last and not self._is_current(version)  # one small read; this may be the engine's thread
+        if moved:
             self.refresh()
+
+    def _is_current(self, version: AdapterVersion) -> bool:
+        """Whether the version's own name is offered and still means these weights."""
+        now = self._intact(version.name)
+        return now is not None and now.digest == version.digest and self._fits(now) and not self._is_hidden(now)
 
     def _is_hidden(self, version: AdapterVersion) -> bool:
         return version.name not in self._attached and self._hidden.get(version.name) == version.digest
@@ -154,11 +168,10 @@ class AdapterRegistry:
         """The name's version; None, with a line in the log, when its files are gone or cannot be read. One damaged
         adapter must not take the others down."""
         try:
-            if name not in self._attached and not self.store.numbers(name):
-                return None
             return self._attached.get(name) or self.store.current(name)
         except (BianlianError, OSError) as error:
-            log.warning("adapter '%s' is left out: %s", name, error)
+            if self.store.numbers(name):
+                log.warning("adapter '%s' is left out: %s", name, error)
             return None
 
     def _fits(self, version: AdapterVersion) -> bool:

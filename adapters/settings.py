@@ -37,10 +37,25 @@ class Settings(BaseSettings):
         default=None, ge=16, description="Tokens a sequence may have; default: the model's."
     )
     kv_cache_memory: float = Field(default=1.0, gt=0, description="GiB for keys and values.")
-    max_batch_tokens: int = Field(default=2048, ge=16, description="Tokens computed in one step.")
+    max_batch_tokens: int | None = Field(
+        default=None,
+        ge=16,
+        description="Tokens computed in one step, running answers first; so it bounds how long a prompt holds them up. "
+        "Default: 256 on CPU, 2048 on CUDA.",
+    )
     max_running: int = Field(default=64, ge=1, description="Sequences that run at once.")
     max_waiting: int = Field(default=1024, ge=1, description="Requests that may wait; more are refused with 429.")
     adapter_slots: int = Field(default=16, ge=1, description="Adapters on the device at once.")
+    adapter_memory: float | None = Field(
+        default=None,
+        gt=0,
+        description="GiB of adapter weights on the device; default: 2 on CUDA; on CPU they are the host's, at no cost.",
+    )
+    adapter_host_memory: float = Field(
+        default=4.0,
+        gt=0,
+        description="GiB of adapter weights kept in host memory; the rest are read from disk when asked for.",
+    )
     prefix_cache: bool = True
     api_key: list[str] = []
     admin_key: str | None = None

@@ -2,6 +2,7 @@
 `<root>/<name>/current` the number that the bare name means. The disk is the only truth about names, so a
 training process publishes to a running server by renaming a directory and replacing that one small file."""
 
+import os
 import re
 import shutil
 import tempfile
@@ -20,18 +21,21 @@ from adapters.manifest import (
     read_manifest,
     split_reference,
 )
-from adapters.weights import read_config
+from adapters.peft_config import read_config
 
 CURRENT_FILE = "current"
 _DIGEST_FILE = "digest"  # sha256 written at publishing: hashing a large adapter at every look-up would be slow
 
 
 _NUMBER = re.compile(r"[0-9]{1,9}")
+_FileStamp = tuple[int, int, int] | None  # inode, time of change in ns, size; None: no such file
+_Stamp = tuple[_FileStamp, _FileStamp]  # of a version's digest and manifest
 
 
 class AdapterStore:
     def __init__(self, root: Path):
         self.root = root
+        self._parsed: dict[Path, tuple[_Stamp, AdapterVersion]] = {}
 
     def publish(self, source: Path, name: str) -> AdapterVersion:
         """Copy the adapter in `source` in as the next version of `name` and make it current.
@@ -76,13 +80,21 @@ class AdapterStore:
     def version(self, name: str, number: int) -> AdapterVersion:
         directory = self.root / name / str(number)
         try:
+            # Parsing a manifest takes longer than everything else here; files with the same stamps are the same.
+            stamp = _stamp(f"{directory}/{_DIGEST_FILE}"), _stamp(f"{directory}/{MANIFEST_FILE}")
+            parsed = self._parsed.get(directory)
+            if parsed and parsed[0] == stamp and stamp[0]:
+                return parsed[1]
             digest = (directory / _DIGEST_FILE).read_text(encoding="ascii")
         except OSError:
+            self._parsed.pop(directory, None)
             raise NotFound(
                 f"adapter {name}@{number} does not exist{nearest(f'{name}@{number}', self._all_ids(name))}",
                 param="model",
             ) from None
-        return AdapterVersion(name, number, digest, directory, read_manifest(directory))
+        version = AdapterVersion(name, number, digest, directory, read_manifest(directory))
+        self._parsed[directory] = stamp, version
+        return version
 
     def current(self, name: str) -> AdapterVersion:
         number = self._current_number(name)
@@ -160,7 +172,9 @@ class AdapterStore:
 
     def _current_number(self, name: str) -> int | None:
         try:
-            return int((self.root / name / CURRENT_FILE).read_text(encoding="ascii"))
+            # Read for every name when all are listed: plain open and strings take half the time of Path's.
+            with open(f"{self.root}/{name}/{CURRENT_FILE}", "rb", buffering=0) as file:
+                return int(file.read())
         except (OSError, ValueError):
             return None
 
@@ -177,3 +191,11 @@ class AdapterStore:
                     raise
                 continue
             return number
+
+
+def _stamp(path: str) -> _FileStamp:
+    try:
+        found = os.stat(path)
+    except FileNotFoundError:
+        return None
+    return found.st_ino, found.st_ctime_ns, found.st_size

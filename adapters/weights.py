@@ -1,204 +1,300 @@
 """Reading PEFT LoRA files, strictly: every tensor lands on a module of the base or the adapter is refused.
 
 An adapter that loads but does nothing is the worst failure there is, so nothing here is skipped in silence.
-The scale (alpha / r) is folded into B once, at reading."""
+The scale (alpha / r) is folded into B once, at reading. The base's shapes are known here, its values are not: what
+needs those (DoRA's norms, changed biases) is left to who serves the base."""
 
-import json
-import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from adapters.errors import Invalid, NotFound
-from adapters.manifest import CONFIG_FILE, WEIGHTS_FILE
+from adapters.errors import Invalid
+from adapters.manifest import WEIGHTS_FILE
+from adapters.peft_config import AdapterConfig, lora_scale, names_module, read_config
 
 LinearShapes = dict[str, tuple[int, int]]  # module path → (in_features, out_features)
+EmbeddingShapes = dict[str, tuple[int, int]]  # module path → (vocabulary, width)
 
-_KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])(?:\.[A-Za-z0-9_-]+)?\.weight")
-
-_CONFIG_BYTES = 1 << 20  # no real adapter_config.json comes near it
-
-Scale = Annotated[float, Field(allow_inf_nan=False, ge=-1e6, le=1e6)]
-# PEFT takes any regular expression here and writes plain module paths. Without repetition and groups a match takes
-# linear time; with them, one key can keep the process busy for ever.
-Pattern = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.^$\\-]+$")]
-
-# Fields of adapter_config.json that change what the adapter computes in a way the engine does not do yet.
-# Value: the way out, as the error message gives it.
-_REFUSED = {
-    "use_dora": "DoRA is not served; train with use_dora=False",
-    "modules_to_save": "whole replaced modules are not served; train with LoRA on those modules instead",
-    "trainable_token_indices": "retrained token embeddings are not served; train without trainable_token_indices",
-    "target_parameters": "LoRA on expert parameters is not served; target linear layers",
-    "lora_bias": "biases inside LoRA are not served; train with lora_bias=False",
-    "layer_replication": "replicated layers are not served; train on the plain base",
-    "alora_invocation_tokens": "activated LoRA is not served; train plain LoRA",
-    "arrow_config": "Arrow routing is not served; use one of its adapters",
-    "use_bdlora": "BD-LoRA is not served; train plain LoRA",
-    "use_qalora": "QA-LoRA is not served; train plain LoRA",
-    "kasa_config": "KaSA is not served; train plain LoRA",
-    "velora_config": "VeLoRA is not served; train plain LoRA",
-    "monteclora_config": "MonteCLoRA is not served; train plain LoRA",
+_NAME = r"(?:\.[A-Za-z0-9_-]+)?"  # older versions of PEFT left the adapter's name in the key
+_PARTS = {
+    "a": rf"lora_A{_NAME}\.weight",
+    "b": rf"lora_B{_NAME}\.weight",
+    "bias": rf"lora_B{_NAME}\.bias",
+    "magnitude": rf"lora_magnitude_vector{_NAME}(?:\.weight)?",
+    "embedding_a": rf"lora_embedding_A{_NAME}",
+    "embedding_b": rf"lora_embedding_B{_NAME}",
+    "tokens": rf"token_adapter\.trainable_tokens_delta{_NAME}",
+    "base_weight": r"base_layer\.weight",
+    "base_bias": r"base_layer\.bias",
+    "own_weight": rf"(?:modules_to_save{_NAME}\.)?weight",
+    "own_bias": rf"(?:modules_to_save{_NAME}\.)?bias",
 }
-
-
-class AdapterConfig(BaseModel):
-    """What of PEFT's `adapter_config.json` decides the computation. Other fields are kept as extras."""
-
-    model_config = ConfigDict(extra="allow", strict=True)
-
-    peft_type: str | None = None
-    r: Annotated[int, Field(ge=1, le=65536)]
-    lora_alpha: Scale
-    rank_pattern: dict[Pattern, Annotated[int, Field(ge=1, le=65536)]] | None = None
-    alpha_pattern: dict[Pattern, Scale] | None = None
-    use_rslora: bool | None = False
-    bias: str = "none"
+_KEY = re.compile(
+    r"base_model\.model\.(?P<module>.+?)\.(?:" + "|".join(f"(?P<{part}>{key})" for part, key in _PARTS.items()) + ")"
+)
+_LORA_PARTS = {"a", "b", "bias", "magnitude"}
+_VECTORS = {"bias", "magnitude", "base_bias", "own_bias"}
 
 
 @dataclass(frozen=True)
 class LoRAWeights:
+    """y += B A x + bias. On an embedding x is the one-hot token: `in_features` is the vocabulary. With a magnitude
+    (DoRA, Liu et al. 2024) the rows of W + BA are scaled to it."""
+
     a: Tensor  # (rank, in_features)
     b: Tensor  # (out_features, rank), scale folded in
+    bias: Tensor | None = None  # (out_features,) float32, scale folded in
+    magnitude: Tensor | None = None  # (out_features,) float32
+
+
+@dataclass(frozen=True)
+class Replacement:
+    """Values that stand in place of the base's own."""
+
+    weight: Tensor | None = None  # (rows, in_features); of an embedding (rows, width)
+    bias: Tensor | None = None  # (out_features,) float32
+    tokens: Tensor | None = None  # (rows,) int64: which rows of the base's weight these are; None: all
 
     @property
-    def nbytes(self) -> int:
-        return self.a.nbytes + self.b.nbytes
+    def empty(self) -> bool:
+        return self.weight is None and self.bias is None
 
 
 @dataclass(frozen=True)
 class AdapterWeights:
-    modules: dict[str, LoRAWeights]  # by module path in the base model
+    """An adapter's tensors by module path in the base model."""
 
-    @property
-    def nbytes(self) -> int:
-        return sum(module.nbytes for module in self.modules.values())
-
-    @property
-    def rank(self) -> int:
-        return max(module.a.shape[0] for module in self.modules.values())
+    modules: dict[str, LoRAWeights]
+    replaced: dict[str, Replacement] = field(default_factory=dict)
+    # Weights of the base that the file repeats. They must equal the base's, or the adapter belongs to another one.
+    repeated: dict[str, Replacement] = field(default_factory=dict)
+    ties_head: bool = False  # a replaced input embedding is the output layer's weight too, where the base ties them
 
 
-def read_config(directory: Path) -> AdapterConfig:
-    """`adapter_config.json` of a PEFT directory that this engine can serve. Raises NotFound when the files are
-    not there, Invalid when they are something else (a pickle, another PEFT method, a variant not served)."""
-    if not directory.is_dir():
-        raise NotFound(f"no adapter directory at {directory}", param="lora_path")
-    if not (directory / WEIGHTS_FILE).is_file():
-        if (directory / "adapter_model.bin").is_file():
-            raise Invalid(
-                f"{directory}: adapter_model.bin is a pickle, which can run code when opened; only "
-                f"{WEIGHTS_FILE} is loaded. Save it again with PEFT (safetensors is its default)",
-                param="lora_path",
-            )
-        raise NotFound(f"{directory} has no {WEIGHTS_FILE}; is it a PEFT adapter directory?", param="lora_path")
-    config = _parse_config(directory / CONFIG_FILE)
-    if config.bias != "none":
-        raise Invalid(f"{directory}: bias={config.bias!r} retrains the base's biases, which is not served; use 'none'")
-    for field, way_out in _REFUSED.items():
-        if (config.model_extra or {}).get(field):
-            raise Invalid(f"{directory}: {field} is set; {way_out}")
-    return config
-
-
-def _parse_config(path: Path) -> AdapterConfig:
-    if not path.is_file():
-        raise NotFound(f"{path.parent} has no {CONFIG_FILE}; is it a PEFT adapter directory?", param="lora_path")
-    if path.stat().st_size > _CONFIG_BYTES:
-        raise Invalid(f"{path} is larger than {_CONFIG_BYTES >> 20} MiB; is it a PEFT configuration?")
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:  # JSON's and UTF-8's errors are ValueErrors
-        raise Invalid(f"{path} is not JSON: {error}") from error
-    kind = values.get("peft_type") if isinstance(values, dict) else type(values).__name__
-    if kind != "LORA":
-        raise Invalid(f"{path.parent}: peft_type is {str(kind)[:40]!r}; only LORA adapters are served")
-    try:
-        return AdapterConfig.model_validate(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise Invalid(f"{path}: {where}: {first['msg']}") from error
-
-
-def read_adapter(directory: Path, shapes: LinearShapes, dtype: torch.dtype, device: torch.device) -> AdapterWeights:
-    """The adapter's tensors, checked against the base's linear layers, as `dtype` on `device`.
+def read_adapter(
+    directory: Path,
+    shapes: LinearShapes,
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    embeddings: EmbeddingShapes | None = None,
+) -> AdapterWeights:
+    """The adapter's tensors, checked against the base's linear layers and input embedding, as `dtype` on `device`.
 
     The scale is folded into B in float32 before the cast. Raises Invalid naming the first tensor that does
     not fit, NotFound when files are missing."""
     config = read_config(directory)
-    halves: dict[str, dict[str, Tensor]] = {}
+    embeddings = embeddings or {}
+    modules: dict[str, LoRAWeights] = {}
+    replaced: dict[str, Replacement] = {}
+    repeated: dict[str, Replacement] = {}
+    try:
+        for module, parts in _read_parts(directory).items():
+            _require_present(config, module, parts, shapes, embeddings)
+            lora = _rename_embedding(module, parts, embeddings)
+            own = _own_values(config, module, parts)
+            if lora and own.weight is not None:
+                raise Invalid(f"{module} is both adapted by LoRA and replaced; train it in one of the two ways")
+            in_features, out_features = shapes.get(module) or embeddings[module]
+            if lora:
+                modules[module] = _lora(config, module, lora, (in_features, out_features))
+            if not own.empty:
+                replaced[module] = own
+            base = _repeated_values(module, parts, own)
+            if not base.empty:
+                repeated[module] = base
+            rows = (in_features, out_features) if module in embeddings else (out_features, in_features)
+            for values in (own, base):
+                _check_replacement(module, values, rows, out_features)
+        _require_complete(config, replaced)
+    except Invalid as error:
+        raise Invalid(f"{directory}: {error.message}") from error
+    cast = AdapterWeights(
+        {module: _cast_lora(weights, dtype, device) for module, weights in modules.items()},
+        {module: _cast_replacement(values, dtype, device) for module, values in replaced.items()},
+        repeated,
+        ties_head=bool(config.ensure_weight_tying),
+    )
+    scaled = [weights.b for weights in cast.modules.values()]
+    whole = [values.weight for values in cast.replaced.values() if values.weight is not None]
+    if not all(tensor.isfinite().all() for tensor in scaled + whole):
+        raise Invalid(f"{directory}: B times its scale is too large for {dtype}; the training diverged")
+    return cast
+
+
+def _read_parts(directory: Path) -> dict[str, dict[str, Tensor]]:
+    """Module path → part (see _PARTS) → tensor."""
+    found: dict[str, dict[str, Tensor]] = {}
     try:
         with safe_open(directory / WEIGHTS_FILE, framework="pt") as file:
             for key in file.keys():  # noqa: SIM118 (safe_open is not a mapping)
                 match = _KEY.fullmatch(key)
                 if not match:
-                    raise Invalid(
-                        f"{directory}: tensor '{key}' is not plain LoRA on a linear layer; it would be ignored"
-                    )
-                sides = halves.setdefault(match["module"], {})
-                if match["side"] in sides:
-                    raise Invalid(f"{directory}: {match['module']} has two tensors for lora_{match['side']}")
-                sides[match["side"]] = file.get_tensor(key)
+                    raise Invalid(f"tensor '{key}' is not LoRA on a layer of the base; it would be ignored")
+                parts = found.setdefault(match["module"], {})
+                part = str(match.lastgroup)
+                if part in parts:
+                    raise Invalid(f"{match['module']} has two tensors for {key.rpartition(match['module'])[2][1:]}")
+                parts[part] = _checked(key, part, file.get_tensor(key))
     except SafetensorError as error:
-        raise Invalid(f"{directory / WEIGHTS_FILE} is not a readable safetensors file: {error}") from error
-    if not halves:
-        raise Invalid(f"{directory / WEIGHTS_FILE} holds no tensors")
-    modules = {}
-    for module, sides in halves.items():
-        _check_module(directory, module, sides, shapes)
-        scale = lora_scale(config, module, rank=sides["A"].shape[0])
-        modules[module] = LoRAWeights(
-            a=sides["A"].to(device, dtype).contiguous(),
-            b=(sides["B"].float() * scale).to(device, dtype).contiguous(),
-        )
-    if not all(weights.b.isfinite().all() for weights in modules.values()):
-        raise Invalid(f"{directory}: B times its scale is too large for {dtype}; the training diverged")
-    return AdapterWeights(modules)
+        raise Invalid(f"{WEIGHTS_FILE} is not a readable safetensors file: {error}") from error
+    if not found:
+        raise Invalid(f"{WEIGHTS_FILE} holds no tensors")
+    return found
 
 
-def _check_module(directory: Path, module: str, sides: dict[str, Tensor], shapes: LinearShapes) -> None:
-    if set(sides) != {"A", "B"}:
-        raise Invalid(f"{directory}: {module} has only lora_{''.join(sides)}; the file is incomplete")
-    if module not in shapes:
-        raise Invalid(
-            f"{directory}: the base model has no linear layer '{module}'; the adapter was trained on another base"
-        )
-    for side, tensor in sides.items():
-        if tensor.ndim != 2 or not tensor.is_floating_point() or 0 in tensor.shape:
+def _checked(key: str, part: str, tensor: Tensor) -> Tensor:
+    ndim = 1 if part in _VECTORS else tensor.ndim if part == "own_weight" else 2  # a norm's weight is a vector
+    if tensor.ndim != ndim or not tensor.is_floating_point() or 0 in tensor.shape:
+        kind = "matrix" if ndim == 2 else "vector"
+        raise Invalid(f"'{key}' is {tensor.dtype} {tuple(tensor.shape)}; not a float {kind}")
+    if not tensor.isfinite().all():
+        raise Invalid(f"'{key}' holds NaN or infinity; the training diverged")
+    return tensor
+
+
+def _require_present(
+    config: AdapterConfig,
+    module: str,
+    parts: Mapping[str, Tensor],
+    shapes: LinearShapes,
+    embeddings: EmbeddingShapes,
+) -> None:
+    if module in shapes or module in embeddings:
+        return
+    if ".experts." in module:
+        raise Invalid(f"LoRA on single experts ('{module}') is not served; target attention and dense layers")
+    if {"own_weight", "own_bias"} & set(parts):
+        if names_module(config.modules_to_save, module):
             raise Invalid(
-                f"{directory}: lora_{side} of {module} is {tensor.dtype} {tuple(tensor.shape)}; not a float matrix"
+                f"modules_to_save replaces '{module}'; only linear layers and the input embedding can be replaced. "
+                "Train without it"
             )
-        if not tensor.isfinite().all():
-            raise Invalid(f"{directory}: lora_{side} of {module} holds NaN or infinity; the training diverged")
-    rank, in_features = sides["A"].shape
-    out_features, b_rank = sides["B"].shape
-    if (in_features, out_features) != shapes[module] or b_rank != rank:
+        if config.bias == "all":
+            raise Invalid(f"bias='all' retrains the bias of '{module}', which is no linear layer; use bias='lora_only'")
+        raise Invalid(f"'{module}' is not LoRA on a layer of the base; it would be ignored")
+    raise Invalid(f"the base model has no linear layer '{module}'; the adapter was trained on another base")
+
+
+def _rename_embedding(module: str, parts: dict[str, Tensor], embeddings: EmbeddingShapes) -> dict[str, Tensor]:
+    """The LoRA parts, with A and B of an embedding under the names that linear layers have."""
+    lora = {part: parts[part] for part in parts if part in _LORA_PARTS or part.startswith("embedding_")}
+    if not lora:
+        return {}
+    prefix = "embedding_" if module in embeddings else ""
+    for part in lora:
+        if part not in (prefix + "a", prefix + "b", "bias", "magnitude"):
+            kind = "the embedding" if prefix else "a linear layer"
+            raise Invalid(f"{module} is {kind} in the base, but the file has lora_{part}; trained on another base")
+    missing = [side.upper() for side in "ab" if prefix + side not in lora]
+    if missing:
+        raise Invalid(f"{module} has no lora_{missing[0]}; the file is incomplete")
+    return {part.removeprefix("embedding_"): tensor for part, tensor in lora.items()}
+
+
+def _own_values(config: AdapterConfig, module: str, parts: Mapping[str, Tensor]) -> Replacement:
+    """What the adapter replaces of the base's values: a module saved whole, retrained tokens, retrained biases."""
+    # With ensure_weight_tying PEFT stores the output layer, too, which modules_to_save does not name.
+    saved = names_module(config.modules_to_save, module) or (config.modules_to_save and config.ensure_weight_tying)
+    weight = parts.get("own_weight") if saved else None
+    retrained = "base_bias" if "base_bias" in parts else "own_bias"
+    bias = parts.get(retrained) if saved or config.bias != "none" else None
+    if "tokens" not in parts:
+        return Replacement(weight, bias)
+    if weight is not None:
+        raise Invalid(f"{module} is in modules_to_save and in trainable_token_indices; PEFT allows one of them")
+    return Replacement(parts["tokens"], bias, _token_indices(config, module, len(parts["tokens"])))
+
+
+def _repeated_values(module: str, parts: Mapping[str, Tensor], own: Replacement) -> Replacement:
+    weights = [parts[part] for part in ("base_weight", "own_weight") if part in parts and parts[part] is not own.weight]
+    biases = [parts[part] for part in ("base_bias", "own_bias") if part in parts and parts[part] is not own.bias]
+    if len(weights) > 1 or len(biases) > 1:
+        raise Invalid(f"{module} has two tensors for its weight or bias")
+    return Replacement(weights[0] if weights else None, biases[0] if biases else None)
+
+
+def _token_indices(config: AdapterConfig, module: str, rows: int) -> Tensor:
+    indices = config.trainable_token_indices
+    if isinstance(indices, dict):
+        indices = next((indices[name] for name in indices if names_module([name], module)), None)
+    if indices is None:
+        raise Invalid(f"the file has retrained tokens of {module}, trainable_token_indices does not name it")
+    if len(indices) != rows or len(set(indices)) != rows:
+        raise Invalid(f"{module} has {rows} retrained tokens, trainable_token_indices names {len(set(indices))}")
+    return torch.tensor(indices, dtype=torch.int64)
+
+
+def _lora(config: AdapterConfig, module: str, parts: Mapping[str, Tensor], shape: tuple[int, int]) -> LoRAWeights:
+    a, b, bias, magnitude = (parts.get(part) for part in ("a", "b", "bias", "magnitude"))
+    assert a is not None and b is not None
+    if (a.shape[1], b.shape[0]) != shape or a.shape[0] != b.shape[1]:
         raise Invalid(
-            f"{directory}: {module} is {shapes[module][0]}→{shapes[module][1]} in the base, but the adapter has A "
-            f"{tuple(sides['A'].shape)} and B {tuple(sides['B'].shape)}; it was trained on another base"
+            f"{module} is {shape[0]}→{shape[1]} in the base, but the adapter has A {tuple(a.shape)} and B "
+            f"{tuple(b.shape)}; it was trained on another base"
         )
+    for name, vector, wanted in (("lora_bias", bias, config.lora_bias), ("use_dora", magnitude, config.use_dora)):
+        if (vector is not None) != bool(wanted):
+            state = "set, but the file has nothing for it" if wanted else "not set, but the file has its tensor"
+            raise Invalid(f"{name} is {state} in {module}; the file is incomplete or the configuration another's")
+        if vector is not None and vector.shape[0] != shape[1]:
+            raise Invalid(f"{module} has {shape[1]} outputs in the base, the adapter's {name} has {vector.shape[0]}")
+    scale = lora_scale(config, module, rank=a.shape[0])
+    return LoRAWeights(
+        a,
+        b.float() * scale,
+        bias.float() * scale if bias is not None else None,
+        magnitude.float() if magnitude is not None else None,
+    )
 
 
-def lora_scale(config: AdapterConfig, module: str, *, rank: int) -> float:
-    """alpha / r, or alpha / sqrt(r) for rsLoRA, with PEFT's per-module patterns: a key matches a whole dotted
-    suffix of the module path, the first matching key wins (peft.utils.get_pattern_key)."""
-    configured = _pattern_value(config.rank_pattern, module, config.r)
-    if configured != rank:
-        raise Invalid(f"adapter_config.json gives {module} rank {configured}, its tensors have {rank}")
-    alpha = _pattern_value(config.alpha_pattern, module, config.lora_alpha)
-    return float(alpha / math.sqrt(rank) if config.use_rslora else alpha / rank)
+def _check_replacement(module: str, values: Replacement, shape: tuple[int, int], out_features: int) -> None:
+    """`shape` is that of the base's weight."""
+    if values.weight is not None:
+        rows = shape[0] if values.tokens is None else values.weight.shape[0]
+        if tuple(values.weight.shape) != (rows, shape[1]):
+            raise Invalid(
+                f"the weight of {module} is {shape} in the base and {tuple(values.weight.shape)} in the adapter; it "
+                "was trained on another base or with another vocabulary"
+            )
+    if values.tokens is not None and not 0 <= int(values.tokens.min()) <= int(values.tokens.max()) < shape[0]:
+        raise Invalid(f"trainable_token_indices of {module} must lie below the vocabulary's {shape[0]}")
+    if values.bias is not None and values.bias.shape[0] != out_features:
+        raise Invalid(f"{module} has {out_features} outputs in the base, the adapter's bias {values.bias.shape[0]}")
 
 
-def _pattern_value(pattern: Mapping[str, float] | None, module: str, default: float) -> float:
-    for key, value in (pattern or {}).items():
-        if re.match(rf"(.*\.)?({key})$", module):
-            return value
-    return default
+def _require_complete(config: AdapterConfig, replaced: Mapping[str, Replacement]) -> None:
+    """Invalid when the configuration names what the file does not hold."""
+    indices = config.trainable_token_indices
+    retrained = list(indices) if isinstance(indices, dict) else []
+    saved = [module for module, values in replaced.items() if values.weight is not None]
+    for name in [*(config.modules_to_save or []), *retrained]:
+        if not any(names_module([name], module) for module in saved):
+            # A tied output layer follows the embedding; PEFT then stores its rows once.
+            if name in retrained and any(replaced[module].tokens is not None for module in saved):
+                continue
+            raise Invalid(f"'{name}' is to be replaced, but the file holds nothing for it; the file is incomplete")
+    if indices and not any(values.tokens is not None for values in replaced.values()):
+        raise Invalid("trainable_token_indices is set, but the file holds no retrained tokens; the file is incomplete")
+
+
+def _cast_lora(weights: LoRAWeights, dtype: torch.dtype, device: torch.device) -> LoRAWeights:
+    return LoRAWeights(
+        weights.a.to(device, dtype).contiguous(),
+        weights.b.to(device, dtype).contiguous(),
+        weights.bias.to(device) if weights.bias is not None else None,
+        weights.magnitude.to(device) if weights.magnitude is not None else None,
+    )
+
+
+def _cast_replacement(values: Replacement, dtype: torch.dtype, device: torch.device) -> Replacement:
+    return Replacement(
+        values.weight.to(device, dtype).contiguous() if values.weight is not None else None,
+        values.bias.to(device, torch.float32) if values.bias is not None else None,
+        values.tokens.to(device) if values.tokens is not None else None,
+    )

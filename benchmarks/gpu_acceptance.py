@@ -182,18 +182,19 @@ def build_engine(run: Run, model: Any | None = None, **settings: Any) -> Any:
 def put_adapters(engine: Any, count: int, rank: int = RANK) -> list[str]:
     """`count` random adapters in host memory, as if read from disk. Every eighth shares its tensors: what they hold
     does not matter to the time they take."""
-    from adapters.weights import AdapterWeights, LoRAWeights
+    from serving.engine.lora import Delta
+    from serving.engine.packed import pack
 
     different: list[Any] = []
     for _ in range(min(count, 8)):
-        modules = {}
+        deltas = {}
         for name, (in_features, out_features) in engine.base.linear_shapes.items():
             if name.rsplit(".", 1)[-1] in TARGETS:
                 options = {"dtype": engine.base.dtype, "device": engine.base.device}
                 a = torch.randn(rank, in_features, **options) / in_features**0.5
-                b = torch.randn(out_features, rank, **options) * 0.02
-                modules[name] = LoRAWeights(a.cpu(), b.cpu())
-        different.append(AdapterWeights(modules))
+                b = torch.randn(rank, out_features, **options) * 0.02
+                deltas[name] = Delta(a.cpu(), b.cpu())
+        different.append(pack(deltas, page_locked=engine.base.device.type == "cuda"))
     digests = [f"adapter-{number}" for number in range(count)]
     for number, digest in enumerate(digests):
         engine.bank._host[digest] = different[number % len(different)]
@@ -255,7 +256,7 @@ def kernels(run: Run) -> None:
     from serving.engine.kernels.cuda import CudaKernels
     from serving.engine.kernels.plan import AttentionPlan, AttentionSpec, PagedDecodes, Span
     from serving.engine.kv_cache import LayerCache
-    from serving.engine.lora import LoRALinear, RowSegment, StepAdapters, StepRows
+    from serving.engine.lora import Delta, LoRALinear, RowSegment, StepAdapters, StepRows
 
     shape, device = run.shape, run.device
     ours = CudaKernels(device, 16)
@@ -269,8 +270,8 @@ def kernels(run: Run) -> None:
             for member, columns in layer.columns.items():
                 width = columns.stop - columns.start
                 a = torch.randn(rank, shape.hidden, device=device) / shape.hidden**0.5
-                b = torch.randn(width, rank, device=device) / rank**0.5
-                layer.load(slot, member, lora_weights(a.to(dtype), b.to(dtype)))
+                b = torch.randn(rank, width, device=device) / rank**0.5
+                layer.load(slot, member, Delta(a.to(dtype), b.to(dtype)))
         for rows, height in ((16, 2), (1024, 200)):  # by rows, by tiles
             mixes = [((1, 1.0),), ((2, 0.5),), ((3, 1.0), (5, -1.0)), ((5, 1.0),), ()]
             segments = [
@@ -281,8 +282,8 @@ def kernels(run: Run) -> None:
             x = torch.randn(rows, shape.hidden, device=device).to(dtype)
             out = torch.zeros(rows, layer.columns["v"].stop, device=device, dtype=dtype)
             expected = out.clone()
-            ours.add_lora(out, x, layer, StepRows(segments, rows))
-            reference.add_lora(expected, x, layer, StepRows(segments, rows))
+            ours.add_lora(out, x, layer, StepRows(segments))
+            reference.add_lora(expected, x, layer, StepRows(segments))
             run.check(f"LoRA {rows} rows {dtype}", *close(out, expected, dtype))
         lengths = [1, 17, 300, 1500]
         blocks = torch.randperm(512, device=device)[: 4 * 100].view(4, 100).int()
@@ -302,12 +303,6 @@ def kernels(run: Run) -> None:
             plan = AttentionPlan(spans)
             expected = reference.attend(mixed, cache, plan, spec)
             run.check(f"prompts {name} {dtype}", *close(ours.attend(mixed, cache, plan, spec), expected, dtype))
-
-
-def lora_weights(a: torch.Tensor, b: torch.Tensor) -> Any:
-    from adapters.weights import LoRAWeights
-
-    return LoRAWeights(a, b)
 
 
 def close(ours: torch.Tensor, theirs: torch.Tensor, dtype: torch.dtype) -> tuple[bool, str]:
@@ -417,7 +412,7 @@ def serving(run: Run) -> None:
         run.report(f"8 adapters mixed, {rows} rows", mixed_speed, "tokens/s")
         run.report(f"8 adapters mixed / base, {rows} rows", mixed_speed / base_speed, "", least=0.95)
 
-    unused = [digest for digest in digests if digest not in engine.bank._active]
+    unused = [digest for digest in digests if digest not in engine.bank.active]
     times = []
     for digest in unused[: min(20, len(unused))]:
         run.wait()

@@ -15,21 +15,22 @@ from typing import Any, Self, TypeVar
 
 from adapters.errors import Overloaded, Unavailable
 from serving.engine.engine import Engine
-from serving.engine.sequence import FinishReason, Request, TokenDelta
+from serving.engine.sequence import FinishReason, Request, TokenDelta, merge
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
 class TokenStream:
-    """One request's deltas, in order. Iterate inside `async with`."""
+    """One request's deltas, in order; those that came while nobody read are one delta. Iterate inside `async with`."""
 
     def __init__(self, engine: "AsyncEngine", request: Request, on_end: Callable[[str], None]):
         self.request = request
         self._engine = engine
         self._on_end = on_end
-        self._loop = asyncio.get_running_loop()
-        self._deltas: asyncio.Queue[TokenDelta] = asyncio.Queue()
+        self.loop = asyncio.get_running_loop()
+        self._unread: list[TokenDelta] = []
+        self._arrival: asyncio.Future[None] | None = None
 
     async def __aenter__(self) -> Self:
         return self
@@ -44,7 +45,11 @@ class TokenStream:
 
     async def _until_end(self) -> AsyncIterator[TokenDelta]:
         while True:
-            delta = await self._deltas.get()
+            while not self._unread:
+                self._arrival = self.loop.create_future()
+                await self._arrival
+            unread, self._unread = self._unread, []
+            delta = merge(unread)
             yield delta
             if delta.finish_reason:
                 return
@@ -53,11 +58,13 @@ class TokenStream:
         """Stop the request if it still runs. The stream then ends with FinishReason.ABORT."""
         self._engine.abort(self.request.id)
 
-    # Called on the engine's thread.
-
     def _put(self, delta: TokenDelta) -> None:
-        with suppress(RuntimeError):  # its event loop has closed: nobody is left to read
-            self._loop.call_soon_threadsafe(self._deltas.put_nowait, delta)
+        """On the event loop."""
+        self._unread.append(delta)
+        if self._arrival is not None and not self._arrival.done():
+            self._arrival.set_result(None)
+
+    # Called on the engine's thread.
 
     def _ended(self) -> None:
         self._on_end(self.request.id)
@@ -111,7 +118,12 @@ class AsyncEngine:
 
         def add() -> None:
             for stream in streams:
-                self.engine.add(stream.request)
+                try:
+                    self.engine.add(stream.request)
+                except Exception as error:
+                    log.exception("request %s was not queued", stream.request.id)
+                    self._on_finished(stream.request.id)
+                    self._abort(stream.request.id, FinishReason.ERROR, f"the request was not queued: {error}")
 
         self._inbox.put(add)
         return streams
@@ -153,12 +165,14 @@ class AsyncEngine:
 
     def _serve(self) -> None:
         while self._read_inbox():
+            arrived = []
             for delta in self.engine.step():
                 stream = self._streams.get(delta.request_id)
                 if stream is not None:
-                    stream._put(delta)
+                    arrived.append((stream, delta))
                     if delta.finish_reason:
                         del self._streams[delta.request_id]
+            _deliver(arrived)
 
     def _end_all(self) -> None:
         for request_id in list(self._streams):
@@ -189,7 +203,7 @@ class AsyncEngine:
         self.engine.abort(request_id)
         stream = self._streams.pop(request_id, None)
         if stream is not None:
-            stream._put(TokenDelta(request_id, "", finish_reason=reason, error=error))
+            _deliver([(stream, TokenDelta(request_id, "", finish_reason=reason, error=error))])
 
     def _on_finished(self, request_id: str) -> None:
         stream = self._streams.get(request_id)
@@ -198,6 +212,21 @@ class AsyncEngine:
                 stream._ended()
             except Exception:  # a caller's clean-up; the other requests do not depend on it
                 log.exception("clean-up after request %s failed", request_id)
+
+
+def _deliver(arrived: list[tuple[TokenStream, TokenDelta]]) -> None:
+    """Hand deltas to their streams, waking each event loop once: a wake-up costs as much as a token."""
+    by_loop: dict[asyncio.AbstractEventLoop, list[tuple[TokenStream, TokenDelta]]] = {}
+    for stream, delta in arrived:
+        by_loop.setdefault(stream.loop, []).append((stream, delta))
+
+    def put(pairs: list[tuple[TokenStream, TokenDelta]]) -> None:
+        for stream, delta in pairs:
+            stream._put(delta)
+
+    for loop, pairs in by_loop.items():
+        with suppress(RuntimeError):  # the event loop has closed: nobody is left to read
+            loop.call_soon_threadsafe(put, pairs)
 
 
 def _settle(future: asyncio.Future[Any], result: Any, error: Exception | None) -> None:

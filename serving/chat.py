@@ -1,11 +1,13 @@
 """One chat turn, for the API and the UI alike: render, lease, submit, stream."""
 
 import asyncio
+import logging
 import secrets
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -16,22 +18,30 @@ from adapters.manifest import AdapterVersion, check_name
 from adapters.registry import BASE_ALIAS, AdapterRegistry, Lease
 from adapters.renderer import ChatRenderer, Message
 from serving.async_engine import AsyncEngine, TokenStream
+from serving.engine.effect import Effect
 from serving.engine.sequence import AdapterMix, Request, SamplingParams, TokenDelta
 
 MAX_SCALE = 2.0
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Turn:
     """What a caller wants answered, and by whom. `blend` names adapters and strengths and replaces the adapter
-    that `model` names; `scale` is the strength of the latter."""
+    that `model` names; `scale` is the strength of the latter. A `prompt`, text or token ids, is continued as it
+    stands, instead of messages: no template, no system prompt. `key` and `priority` are the scheduler's: who asks, and
+    how urgently (lower runs earlier)."""
 
     model: str
-    messages: tuple[Message, ...]
+    messages: tuple[Message, ...] = ()
     params: SamplingParams = field(default_factory=SamplingParams)
     max_tokens: int | None = None  # None: as many as the model's length leaves room for
     scale: float = 1.0
     blend: tuple[tuple[str, float], ...] = ()
+    prompt: str | tuple[int, ...] | None = None
+    key: str = ""
+    priority: int = 0
 
 
 class Answer:
@@ -40,9 +50,13 @@ class Answer:
     def __init__(self, model: str, versions: list[AdapterVersion], stream: TokenStream):
         self.model = model
         self.versions = versions  # empty: the base alone
-        self.prompt_tokens = len(stream.request.prompt_ids)
+        self.prompt_ids = stream.request.prompt_ids
         self.seed = stream.request.params.seed
         self._stream = stream
+
+    @property
+    def prompt_tokens(self) -> int:
+        return len(self.prompt_ids)
 
     @property
     def adapter(self) -> str:
@@ -75,6 +89,7 @@ class ChatService:
         self.registry = registry
         self.engine = engine
         self.renderer = renderer
+        self.effects: dict[str, Effect] = {}  # by digest; an adapter's is known soon after its first answer
         registry.on_drained = self._free
 
     async def ask(self, turn: Turn) -> Answer:
@@ -84,15 +99,18 @@ class ChatService:
         """Start several turns in the same step: they share batches from the first token to the last.
 
         Raises NotFound, Invalid, Overloaded or Unavailable before anything has started."""
+        bank = self.engine.engine.bank
         with ExitStack() as undo:  # leases go back if any turn is refused
             prepared = []
             for turn in turns:
                 leases = self._lease(turn)
                 for lease, _ in leases:
-                    undo.callback(lease.release)
+                    bank.hold(lease.version.digest)  # or it might be dropped again before the engine has the request
+                    undo.callback(self._end_lease, lease)
                 for lease, _ in leases:
-                    if self.engine.engine.bank.status(lease.version.digest) == "cold":
-                        await asyncio.to_thread(self.engine.engine.bank.warm, lease.version)
+                    if bank.status(lease.version.digest) == "cold":
+                        await asyncio.to_thread(bank.warm, lease.version)
+                bank.require_room([lease.version.digest for lease, _ in leases])
                 # In a thread: tokenising a long conversation takes a while, and other answers are streaming.
                 request = await asyncio.to_thread(self._request, turn, leases)
                 prepared.append((turn, leases, request))
@@ -100,7 +118,9 @@ class ChatService:
 
             def end(request_id: str) -> None:
                 for lease in all_leases[request_id]:
-                    lease.release()
+                    if lease.version.digest not in self.effects:  # nobody waits for this answer any more
+                        self.engine.post(partial(self._measure, lease.version))
+                    self._end_lease(lease)
 
             streams = self.engine.submit([request for _, _, request in prepared], end)
             undo.pop_all()
@@ -122,6 +142,8 @@ class ChatService:
         await asyncio.to_thread(bank.check, directory)
         version = self.registry.attach(name, directory, replace=replace)
         await asyncio.to_thread(bank.warm, version)
+        if self.engine.alive:
+            await self.engine.call(partial(self._measure, version))
         return version
 
     async def unload(self, name: str, *, force: bool = False) -> int:
@@ -142,6 +164,34 @@ class ChatService:
             await self.engine.call(lambda: self.engine.abort_using(version.digest))
         await self.engine.call(lambda: None)  # the freeing itself is in the engine's inbox before this
         return freed - bank.nbytes(version.digest)
+
+    async def warm(self, name: str) -> AdapterVersion:
+        """Bring the adapter's weights into memory before somebody asks for it."""
+        lease = self.registry.acquire(name)  # so that its memory is freed when the name moves on
+        try:
+            await asyncio.to_thread(self.engine.engine.bank.warm, lease.version)
+        finally:
+            lease.release()
+        return lease.version
+
+    async def pin(self, name: str) -> AdapterVersion:
+        """Keep the adapter's weights in memory until it is unpinned, unloaded or replaced."""
+        bank, version = self.engine.engine.bank, self.registry.resolve(name)
+        bank.pin(version.digest)
+        try:
+            return await self.warm(str(version))
+        except Exception:
+            bank.unpin(version.digest)
+            raise
+
+    def unpin(self, name: str) -> AdapterVersion:
+        version = self.registry.resolve(name)
+        self.engine.engine.bank.unpin(version.digest)
+        return version
+
+    def _end_lease(self, lease: Lease) -> None:
+        self.engine.engine.bank.release(lease.version.digest)
+        lease.release()
 
     def _lease(self, turn: Turn) -> list[tuple[Lease, float]]:
         leases: list[tuple[Lease, float]] = []
@@ -168,19 +218,41 @@ class ChatService:
         return wanted
 
     def _request(self, turn: Turn, leases: list[tuple[Lease, float]]) -> Request:
-        messages = self._messages(turn, [lease.version for lease, _ in leases])
+        engine = self.engine.engine
+        if turn.params.grammar:
+            engine.grammars.matcher(turn.params.grammar)  # compiled here, where it holds up nobody else, or refused
+        if turn.prompt is None:
+            messages = self._messages(turn, [lease.version for lease, _ in leases])
+            self._check_characters(sum(len(message["content"]) for message in messages), "messages")
+            prompt = self.renderer.prompt_ids(messages)
+            max_tokens = engine.check(len(prompt), turn.max_tokens)
+        else:
+            prompt = self._raw_ids(turn.prompt)
+            max_tokens = engine.check(len(prompt), turn.max_tokens, param="prompt")
+        params = replace(turn.params, max_tokens=max_tokens)
+        return Request(uuid.uuid4().hex, tuple(prompt), params, _mix(leases), turn.key, turn.priority)
+
+    def _raw_ids(self, prompt: str | tuple[int, ...]) -> list[int]:
+        """A prompt without template, as the tokenizer reads text by itself: special tokens spelled out in it are
+        special, and those it puts before any text are put there."""
+        if isinstance(prompt, str):
+            self._check_characters(len(prompt), "prompt")
+            ids = list(self.base.tokenizer.encode(prompt))
+        else:
+            ids = list(prompt)
+        if not ids:
+            raise Invalid("the prompt is empty; send at least one token", param="prompt")
+        return ids
+
+    def _check_characters(self, characters: int, param: str) -> None:
         limit = self.engine.engine.max_model_len
-        characters = sum(len(message["content"]) for message in messages)
         if characters > limit * self.renderer.longest_token:  # cannot fit; spare us finding out how much it is
             raise Invalid(
                 f"the prompt has {characters} characters, certainly more than the {limit} tokens the model takes; "
-                "shorten the conversation",
-                param="messages",
+                f"shorten the {'conversation' if param == 'messages' else param}",
+                param=param,
                 code="context_length_exceeded",
             )
-        prompt = self.renderer.prompt_ids(messages)
-        params = replace(turn.params, max_tokens=self.engine.engine.check(len(prompt), turn.max_tokens))
-        return Request(uuid.uuid4().hex, tuple(prompt), params, _mix(leases))
 
     def _messages(self, turn: Turn, versions: list[AdapterVersion]) -> list[Message]:
         """The conversation, with the system prompt the adapter was trained under when the caller gives none."""
@@ -195,8 +267,26 @@ class ChatService:
     def _model_name(self, turn: Turn) -> str:
         return self.base.name if turn.model == BASE_ALIAS else turn.model
 
+    def _measure(self, version: AdapterVersion) -> None:
+        """Learn once what a version changes, and warn when that is nothing or too much. Engine's thread."""
+        if version.digest in self.effects:
+            return
+        try:
+            effect = self.engine.engine.measure_effect(version.digest)
+        except Exception:  # the adapter's own requests will say so to those who ask
+            log.exception("the effect of %s cannot be measured", version)
+            return
+        if effect is not None:
+            self.effects[version.digest] = effect
+            if effect.warning:
+                log.warning("adapter %s %s", version, effect.warning)
+
     def _free(self, version: AdapterVersion) -> None:
-        self.engine.post(lambda: self.engine.engine.forget_adapter(version.digest))
+        # By then somebody may have asked for the version again, and relies on its weights being in memory.
+        def forget() -> None:
+            self.registry.unless_leased(version, lambda: self.engine.engine.forget_adapter(version.digest))
+
+        self.engine.post(forget)
 
 
 def _mix(leases: list[tuple[Lease, float]]) -> AdapterMix:

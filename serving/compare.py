@@ -101,6 +101,8 @@ async def compare(
     params: SamplingParams,
     *,
     max_tokens: int | None = None,
+    key: str = "",
+    priority: int = 0,
 ) -> Comparison:
     """Start one answer a lane, all in the same step. `conversations[i]` is what lane i has seen so far, the new
     question last; in a first turn they are all the same. Every lane uses `params.seed`."""
@@ -113,6 +115,8 @@ async def compare(
             params=replace(params),
             max_tokens=max_tokens,
             scale=lane.scale,
+            key=key,
+            priority=priority,
         )
         for lane, messages in zip(lanes, conversations, strict=True)
     ]

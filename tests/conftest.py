@@ -15,6 +15,11 @@ if not torch.cuda.is_available():
 from tests import tiny
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--churn-requests", type=int, default=300, help="requests of test_churn.py; 100000 for a full run")
+    parser.addoption("--churn-seed", type=int, default=1, help="seed of its traffic")
+
+
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.save_base(tmp_path_factory.mktemp("base") / "tiny")

@@ -1,7 +1,8 @@
 """From rows to tokens: check, report, split, render.
 
 Everything a user should know about a data set before minutes or hours are spent on it comes out of here as one
-Report; what is wrong with it is refused here. How files are read is `formats.py`'s business."""
+Report; what is wrong with it is refused here. How files are read and rows understood is left to `files.py` and
+`formats.py`."""
 
 import hashlib
 import random
@@ -14,7 +15,8 @@ from typing import Literal
 
 from adapters.errors import Invalid
 from adapters.renderer import ChatRenderer
-from training.formats import BadRow, DataFile, Document, Example, Format, Place, PreferencePair, read_data
+from training.files import BadRow, Place
+from training.formats import DataFile, Document, Example, Format, PreferencePair, read_data
 
 MAX_BAD_SHARE = 0.05
 NOT_LEARNED = -100  # the label that loss functions pass over

@@ -1,43 +1,21 @@
 """Rows of the formats people have, as three shapes: Example, PreferencePair, Document.
 
-What lives here: reading files with true line numbers, telling formats apart, and one small parser a format. What
-does not: tokens, splits and statistics (`dataset.py`). A bad row never stops the reading; a file that is not what
-its suffix says does, with the place and the way out."""
+What lives here: telling formats apart, and one small parser a format. What does not: reading files with true line
+numbers (`files.py`); tokens, splits and statistics (`dataset.py`)."""
 
-import csv
-import gzip
-import io
 import json
-import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from adapters.errors import Invalid, NotFound
+from adapters.errors import Invalid
 from adapters.renderer import Message, Role
+from training.files import BadKind, BadRow, Object, Place, json_type, read_objects
 
 Format = Literal["alpaca", "sharegpt", "messages", "query-response", "dpo", "kto", "qa", "text"]
 FORMATS: tuple[Format, ...] = get_args(Format)
-BadKind = Literal["syntax", "field", "empty"]
-Object = Mapping[str, Any]  # one row as JSON, CSV or Parquet gives it
-
-SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".txt")
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a row begins. Lines count from 1; a Parquet file has rows instead. `row` is there where several rows
-    share a line."""
-
-    path: str
-    line: int
-    row: int | None = None
-
-    def __str__(self) -> str:
-        return f"{self.path}:{self.line}" + (f" (row {self.row})" if self.row else "")
 
 
 @dataclass(frozen=True)
@@ -83,19 +61,6 @@ Row = Example | PreferencePair | Document
 
 
 @dataclass(frozen=True)
-class BadRow:
-    """A row left out, and why. `str()` is the line a user reads: file:line: field: reason."""
-
-    place: Place
-    field: str
-    reason: str
-    kind: BadKind = "field"
-
-    def __str__(self) -> str:
-        return f"{self.place}: {self.field + ': ' if self.field else ''}{self.reason}"
-
-
-@dataclass(frozen=True)
 class DataFile:
     """One file, read."""
 
@@ -122,7 +87,7 @@ def read_data(path: Path, format: Format | Literal["auto"] = "auto") -> DataFile
     are of no known format. Single bad rows are in the result."""
     objects: list[tuple[Place, Object]] = []
     bad: list[BadRow] = []
-    for item in _objects(path):
+    for item in read_objects(path):
         if isinstance(item, BadRow):
             bad.append(item)
         else:
@@ -194,224 +159,6 @@ def _unknown_format(objects: Sequence[tuple[Place, Object]], bad: Sequence[BadRo
         f"{place}: no known format has the fields {named}; known: alpaca (instruction, output), sharegpt "
         "(conversations), messages, query and response, chosen and rejected, Question and Response, text"
     )
-
-
-# --- files → objects ---
-
-
-def _objects(path: Path) -> Iterator[tuple[Place, Object] | BadRow]:
-    suffix, zipped = _suffix(path)
-    if suffix not in SUFFIXES:
-        raise Invalid(
-            f"{path}: unknown suffix '{suffix}'; known: {', '.join(SUFFIXES)}, each also as .gz", param="data"
-        )
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        raise NotFound(f"{path} does not exist", param="data") from None
-    except OSError as error:
-        raise Invalid(f"{path} cannot be read: {error.strerror}", param="data") from error
-    if zipped:
-        try:
-            content = gzip.decompress(content)
-        except (OSError, EOFError) as error:
-            raise Invalid(f"{path}: not a whole gzip file ({error}); pack it again", param="data") from error
-    if suffix == ".parquet":
-        return _parquet_objects(path, content)
-    text = _decode(path, content)
-    match suffix:
-        case ".json":
-            return _json_objects(path, text)
-        case ".jsonl":
-            return _jsonl_objects(path, text)
-        case ".txt":
-            return ((Place(str(path), n), {"text": line}) for n, line in _lines(text))
-    return _csv_objects(path, text, "\t" if suffix == ".tsv" else ",")
-
-
-def _suffix(path: Path) -> tuple[str, bool]:
-    zipped = path.suffix.lower() == ".gz"
-    return (path.with_suffix("") if zipped else path).suffix.lower(), zipped
-
-
-def _decode(path: Path, content: bytes) -> str:
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise Invalid(
-            f"{path}:{line}: not UTF-8 (byte 0x{content[error.start]:02x}); convert it, for example with "
-            f"iconv -f GB18030 -t UTF-8",
-            param="data",
-        ) from error
-
-
-def _lines(text: str) -> Iterator[tuple[int, str]]:
-    """Numbered lines that are not blank. Only "\\n" ends a line: JSON strings may hold U+2028 and its kin."""
-    return ((n, line) for n, line in enumerate(text.split("\n"), 1) if line.strip())
-
-
-def _jsonl_objects(path: Path, text: str) -> Iterator[tuple[Place, Object] | BadRow]:
-    offset = 0
-    for number, line in enumerate(text.split("\n"), 1):
-        start, offset = offset, offset + len(line) + 1
-        if not line.strip():
-            continue
-        place = Place(str(path), number)
-        try:
-            row = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
-            _refuse_spread_object(place, text, start)
-            yield BadRow(place, "", f"not JSON: {_json_reason(error)}", "syntax")
-            continue
-        if isinstance(row, list) and number == 1:
-            raise Invalid(f"{place}: a JSON array, not one object a line; rename the file to .json", param="data")
-        yield _object(place, row)
-
-
-def _refuse_spread_object(place: Place, text: str, start: int) -> None:
-    """Invalid when the value that begins at `start` is whole, but takes more than its line."""
-    start += len(text[start:]) - len(text[start:].lstrip())
-    if text[start] not in "{[":
-        return
-    try:
-        _, end = json.JSONDecoder().raw_decode(text, start)
-    except (json.JSONDecodeError, RecursionError):
-        return
-    last = place.line + text.count("\n", start, end)
-    raise Invalid(
-        f"{place}: an object over several lines (to line {last}), but .jsonl is one object a line; "
-        f"put it in order with: jq -c . FILE > NEW.jsonl",
-        param="data",
-    )
-
-
-def _json_objects(path: Path, text: str) -> Iterator[tuple[Place, Object] | BadRow]:
-    """Elements of the array in `text`, each with the line it begins on."""
-    scan = _Scan(path, text)
-    if scan.peek() != "[":
-        value = scan.value()
-        if not scan.peek():
-            if isinstance(value, Mapping) and not any(
-                isinstance(inner, Mapping) and "file_name" in inner for inner in value.values()
-            ):
-                raise scan.wrong("one object where an array of rows is wanted; put it in [ ]", at=0)
-            yield _object(Place(str(path), 1), value)
-            return
-        raise scan.wrong("text after the first value: this looks like one object a line; rename the file to .jsonl")
-    scan.take("[")
-    number, last_line = 0, 0
-    while scan.peek() != "]":
-        number += 1
-        place = Place(str(path), scan.line, number if scan.line == last_line else None)
-        last_line = scan.line
-        yield _object(place, scan.value())
-        if scan.peek() != "]":
-            scan.take(",")
-    scan.take("]")
-    if scan.peek():
-        raise scan.wrong("text after the end of the array")
-
-
-class _Scan:
-    """A place in JSON text that knows its line."""
-
-    def __init__(self, path: Path, text: str):
-        self.path = path
-        self.text = text
-        self.position = 0
-        self.line = 1
-        self._decoder = json.JSONDecoder()
-
-    def peek(self) -> str:
-        """The next character that is not space, "" at the end."""
-        end = self.position
-        while end < len(self.text) and self.text[end] in " \t\r\n":
-            end += 1
-        self._move(end)
-        return self.text[end : end + 1]
-
-    def take(self, wanted: str) -> None:
-        if (found := self.peek()) != wanted:
-            raise self.wrong(f"expected '{wanted}', found {repr(found) if found else 'the end of the file'}")
-        self._move(self.position + 1)
-
-    def value(self) -> Any:
-        if not self.peek():
-            raise self.wrong("the file ends inside the JSON")
-        try:
-            value, end = self._decoder.raw_decode(self.text, self.position)
-        except (json.JSONDecodeError, RecursionError) as error:
-            raise self.wrong(f"not JSON: {_json_reason(error)}", at=getattr(error, "pos", None)) from error
-        self._move(end)
-        return value
-
-    def wrong(self, reason: str, at: int | None = None) -> Invalid:
-        line = self.line if at is None else self.text.count("\n", 0, at) + 1
-        return Invalid(f"{self.path}:{line}: {reason}", param="data")
-
-    def _move(self, position: int) -> None:
-        self.line += self.text.count("\n", self.position, position)
-        self.position = position
-
-
-def _json_reason(error: json.JSONDecodeError | RecursionError) -> str:
-    if isinstance(error, json.JSONDecodeError):
-        return f"{error.msg} at column {error.colno}"
-    return "nested too deeply"
-
-
-def _object(place: Place, value: Any) -> tuple[Place, Object] | BadRow:
-    if isinstance(value, Mapping):
-        return place, value
-    return BadRow(place, "", f"expected an object, found {_json_type(value)}", "syntax")
-
-
-def _csv_objects(path: Path, text: str, delimiter: str) -> Iterator[tuple[Place, Object] | BadRow]:
-    csv.field_size_limit(sys.maxsize)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    header: list[str] | None = None
-    line = 1
-    while True:
-        place = Place(str(path), line)
-        try:
-            cells = next(reader, None)
-        except csv.Error as error:
-            raise Invalid(f"{place}: not CSV: {error}", param="data") from error
-        if cells is None:
-            return
-        line = reader.line_num + 1
-        if not any(cell.strip() for cell in cells):
-            continue
-        if header is None:
-            header = [cell.strip() for cell in cells]
-        elif len(cells) != len(header):
-            yield BadRow(place, "", f"{len(cells)} cells where the header has {len(header)}", "syntax")
-        else:
-            yield place, {name: _cell(name, cell) for name, cell in zip(header, cells, strict=True) if cell}
-
-
-# Columns whose cells hold JSON, for want of another way into a table. Any other cell is the text it is.
-_JSON_COLUMNS = {"history", "messages", "conversations", "conversation", "chosen", "rejected", "label", "kto_tag"}
-
-
-def _cell(name: str, cell: str) -> Any:
-    if name in _JSON_COLUMNS:
-        with suppress(json.JSONDecodeError):
-            return json.loads(cell.lower() if name in ("label", "kto_tag") else cell)
-    return cell
-
-
-def _parquet_objects(path: Path, content: bytes) -> Iterator[tuple[Place, Object] | BadRow]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        table = pyarrow.parquet.read_table(pyarrow.BufferReader(content))
-    except (pyarrow.ArrowInvalid, OSError) as error:
-        raise Invalid(f"{path}: not a Parquet file ({str(error).splitlines()[0]})", param="data") from error
-    for number, row in enumerate(table.to_pylist(), 1):
-        yield Place(str(path), number), {key: value for key, value in row.items() if value is not None}
 
 
 # --- objects → rows, one parser a format ---
@@ -513,7 +260,7 @@ def _dpo(row: Object, place: Place) -> PreferencePair:
 def _kto(row: Object, place: Place) -> PreferencePair:
     tag = _first_of(row, ("kto_tag", "label"), "label")
     if not isinstance(row[tag], bool):
-        raise RowError(tag, f"must be true or false, is {_json_type(row[tag])}")
+        raise RowError(tag, f"must be true or false, is {json_type(row[tag])}")
     turns = next((name for name in ("messages", "conversations", "conversation") if name in row), None)
     example = _conversation(row, turns, place) if turns else _query_response(row, place)
     *prompt, last = example.messages
@@ -574,7 +321,7 @@ def _example(
 def _turns(value: Any, field: str) -> tuple[list[tuple[Message, bool | None]], str]:
     """Messages, each with its own say on whether it is learned, and the reasoning found in them."""
     if not isinstance(value, list):
-        raise RowError(field, f"must be a list of turns, is {_json_type(value)}")
+        raise RowError(field, f"must be a list of turns, is {json_type(value)}")
     if not value:
         raise RowError(field, "is empty", "empty")
     turns: list[tuple[Message, bool | None]] = []
@@ -582,7 +329,7 @@ def _turns(value: Any, field: str) -> tuple[list[tuple[Message, bool | None]], s
     for number, turn in enumerate(value, 1):
         where = f"{field}[{number}]"
         if not isinstance(turn, Mapping):
-            raise RowError(where, f"must be an object, is {_json_type(turn)}")
+            raise RowError(where, f"must be an object, is {json_type(turn)}")
         if "from" not in turn and "role" not in turn:
             turns += [(message, None) for message in _pair_in_turn(turn, where)]
             continue
@@ -621,7 +368,7 @@ def _content(turn: Object, where: str) -> tuple[str, str]:
     if value is None and turn.get("tool_calls"):
         return "\n".join(_as_text(call.get("function", call)) for call in turn["tool_calls"]), ""
     if not isinstance(value, list):
-        raise RowError(where, f"content must be text, is {_json_type(value)}")
+        raise RowError(where, f"content must be text, is {json_type(value)}")
     said: list[str] = []
     thought: list[str] = []
     for part in value:
@@ -683,7 +430,7 @@ def _opening(row: Object) -> list[Message]:
     if history in (None, "", []):
         return messages
     if not isinstance(history, list):
-        raise RowError("history", f"must be a list of [question, answer], is {_json_type(history)}")
+        raise RowError("history", f"must be a list of [question, answer], is {json_type(history)}")
     for number, exchange in enumerate(history, 1):
         if not (isinstance(exchange, list) and len(exchange) == 2 and all(isinstance(one, str) for one in exchange)):
             raise RowError(f"history[{number}]", "must be [question, answer], two texts")
@@ -716,7 +463,7 @@ def _text(row: Object, name: str, where: str = "", *, required: bool = True) -> 
     if value is None:
         raise RowError(field, "is missing")
     if not isinstance(value, str):
-        raise RowError(field, f"must be text, is {_json_type(value)}")
+        raise RowError(field, f"must be text, is {json_type(value)}")
     if required and not value.strip():
         raise RowError(field, "is empty", "empty")
     return value
@@ -739,19 +486,3 @@ def _as_text(value: Any) -> str:
     if value in (None, "", []):
         return ""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
-def _json_type(value: Any) -> str:
-    match value:
-        case None:
-            return "null"
-        case bool():
-            return "a boolean"
-        case int() | float():
-            return f"the number {value}"
-        case str():
-            return "text"
-        case list():
-            return "a list"
-        case _:
-            return "an object"

@@ -1,13 +1,32 @@
 """Who may call: user keys for answers, the admin key for everything. Without any key configured, anyone who
 reaches the port (which then is on this machine only)."""
 
+import hashlib
 import hmac
+from dataclasses import dataclass
 
 from fastapi import Request
 from starlette.exceptions import HTTPException
 
 from adapters.errors import Forbidden
 from adapters.settings import Settings
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who sent a request. `key` stands for the API key and does not give it away; "" without keys."""
+
+    key: str
+    admin: bool
+
+    def priority(self, asked: int) -> int:
+        """`asked`, if the caller may have it: anyone may step back behind others, only the admin may go ahead of them.
+        Forbidden otherwise."""
+        if asked < 0 and not self.admin:
+            raise Forbidden(
+                f"priority {asked} runs ahead of others and needs the admin key; send 0 or more", code="admin_required"
+            )
+        return asked
 
 
 class Keys:
@@ -20,8 +39,12 @@ class Keys:
         return bool(self._user or self._admin)
 
     async def require_user(self, request: Request) -> None:
-        if self.configured and not _known(_bearer(request), [*self._user, *self._admin]):
+        """Also notes the Caller, for `caller_of`."""
+        key = _bearer(request) if self.configured else ""
+        if self.configured and not _known(key, [*self._user, *self._admin]):
             raise HTTPException(401, "missing or wrong API key; send it as 'Authorization: Bearer KEY'")
+        name = hashlib.sha256(key.encode()).hexdigest()[:16] if key else ""
+        request.state.caller = Caller(name, admin=not self.configured or _known(key, self._admin))
 
     async def require_admin(self, request: Request) -> None:
         await self.require_user(request)
@@ -30,6 +53,12 @@ class Keys:
 
     def accepts(self, key: str) -> bool:
         return _known(key, [*self._user, *self._admin])
+
+
+def caller_of(request: Request) -> Caller:
+    """Who sent a request that `require_user` let through."""
+    caller: Caller = request.state.caller
+    return caller
 
 
 def _bearer(request: Request) -> str:

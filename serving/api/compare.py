@@ -3,9 +3,10 @@
 from collections.abc import AsyncIterator
 from typing import Any
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 
 from adapters.errors import Invalid
+from serving.api.auth import caller_of
 from serving.api.errors import error_body
 from serving.api.schemas import CompareRequest
 from serving.api.streaming import event_stream
@@ -17,14 +18,23 @@ def compare_router(chat: ChatService) -> APIRouter:
     router = APIRouter()
 
     @router.post("/v1/compare", response_model=None)
-    async def post_compare(body: CompareRequest) -> Response:
+    async def post_compare(body: CompareRequest, request: Request) -> Response:
         try:
             params = body.params(chat.default_params(), chat.base.model.config.get_text_config().vocab_size)
         except ValueError as error:
             raise Invalid(str(error)) from error
         messages = [message.plain() for message in body.messages]
         lanes = [Lane(lane.model, lane.scale, lane.system) for lane in body.lanes]
-        running = await compare(chat, lanes, [messages] * len(lanes), params, max_tokens=body.max_tokens)
+        caller = caller_of(request)
+        running = await compare(
+            chat,
+            lanes,
+            [messages] * len(lanes),
+            params,
+            max_tokens=body.max_tokens,
+            key=caller.key,
+            priority=caller.priority(body.priority),
+        )
         return event_stream(_events(running), {"x-bianlian-comparison": running.id})
 
     return router

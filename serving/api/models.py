@@ -1,5 +1,6 @@
 """GET /v1/models, and loading and unloading adapters by path (vLLM's endpoints)."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,7 @@ def models_router(chat: ChatService, settings: Settings, keys: Keys, started: in
             "version": version.number,
             "digest": version.digest,
             "status": chat.engine.engine.bank.status(version.digest),
+            "effect": asdict(effect) if (effect := chat.effects.get(version.digest)) else None,
         }
 
     @router.get("/v1/models")
@@ -60,7 +62,9 @@ def models_router(chat: ChatService, settings: Settings, keys: Keys, started: in
     @router.post("/v1/load_lora_adapter", dependencies=[Depends(keys.require_admin)])
     async def load_lora_adapter(body: LoadAdapterRequest) -> Response:
         version = await chat.load(body.lora_name, _allowed(body.lora_path, settings), replace=body.load_inplace)
-        return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' loaded as {version}.")
+        effect = chat.effects.get(version.digest)
+        warning = f" But it {effect.warning}" if effect and effect.warning else ""
+        return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' loaded as {version}.{warning}")
 
     @router.post("/v1/unload_lora_adapter", dependencies=[Depends(keys.require_admin)])
     async def unload_lora_adapter(body: UnloadAdapterRequest) -> Response:

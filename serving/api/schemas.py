@@ -1,18 +1,23 @@
 """Request bodies. A field that is not here is refused by name, never ignored."""
 
+import json
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from adapters.renderer import Message
 from serving.chat import MAX_SCALE, random_seed
+from serving.engine.grammar import Grammar
 from serving.engine.sequence import SamplingParams
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 MAX_STOPS = 16
 MAX_CHOICES = 16
 MAX_TOP_LOGPROBS = 20
+MAX_PROMPTS = 128  # times choices: what one body may start at once
+DEFAULT_TEXT_TOKENS = 16  # of a text completion, as OpenAI has it
+MAX_PRIORITY = 100
 
 
 class Body(BaseModel):
@@ -65,8 +70,55 @@ class LoraChoice(Body):
         return self.name or self.id or ""
 
 
+class JsonSchema(Body):
+    """OpenAI's wrapping. The schema is followed whether `strict` or not; name and description are the caller's."""
+
+    name: str
+    description: str | None = None
+    schema_: dict[str, Any] = Field(alias="schema")
+    strict: bool | None = None
+
+
 class ResponseFormat(Body):
-    type: Literal["text"]
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+    @model_validator(mode="after")
+    def complete(self) -> "ResponseFormat":
+        if (self.type == "json_schema") != (self.json_schema is not None):
+            raise ValueError("json_schema goes with type 'json_schema', and with no other")
+        return self
+
+    @property
+    def grammar(self) -> Grammar | None:
+        if self.json_schema:
+            return _json_grammar(self.json_schema.schema_)
+        return Grammar("json_object") if self.type == "json_object" else None
+
+
+def _schema(value: Any) -> Any:
+    if value is not None and not isinstance(value, (dict, str)):
+        raise ValueError("takes a JSON schema, as an object or as text")
+    return value
+
+
+Schema = Annotated[dict[str, Any] | str, BeforeValidator(_schema)]
+Pattern = Annotated[str, Field(min_length=1)]
+Choices = Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)]
+
+
+class StructuredOutputs(Body):
+    """vLLM's field: one of these."""
+
+    json_: Schema | None = Field(default=None, alias="json")
+    regex: Pattern | None = None
+    choice: Choices | None = None
+
+    @model_validator(mode="after")
+    def one(self) -> "StructuredOutputs":
+        if sum(value is not None for value in (self.json_, self.regex, self.choice)) != 1:
+            raise ValueError("structured_outputs takes exactly one of json, regex and choice")
+        return self
 
 
 class Sampling(Body):
@@ -86,6 +138,39 @@ class Sampling(Body):
     frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
     repetition_penalty: float | None = Field(default=None, gt=0, le=5)
     logit_bias: dict[int, Annotated[float, Field(ge=-100, le=100)]] | None = None
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
+    guided_json: Schema | None = None
+    guided_regex: Pattern | None = None
+    guided_choice: Choices | None = None
+
+    @model_validator(mode="after")
+    def one_grammar(self) -> "Sampling":
+        free = self.response_format is None or self.response_format.type == "text"
+        names = ["structured_outputs", "guided_json", "guided_regex", "guided_choice"]
+        sent = ([] if free else ["response_format"]) + [name for name in names if getattr(self, name) is not None]
+        if len(sent) > 1:
+            raise ValueError(f"{' and '.join(sent)} contradict each other; send one of them")
+        return self
+
+    @property
+    def grammar(self) -> Grammar | None:
+        """What the answer has to follow."""
+        if self.response_format and self.response_format.grammar:
+            return self.response_format.grammar
+        asked = self.structured_outputs
+        schema, regex, choice = (
+            (asked.json_, asked.regex, asked.choice)
+            if asked
+            else (self.guided_json, self.guided_regex, self.guided_choice)
+        )
+        if schema is not None:
+            return _json_grammar(schema)
+        if regex is not None:
+            return Grammar("regex", regex)
+        return None if choice is None else Grammar("choice", json.dumps(choice, ensure_ascii=False))
+
+    priority: int = Field(default=0, ge=-MAX_PRIORITY, le=MAX_PRIORITY)  # vLLM's: lower runs earlier
 
     @field_validator("stop")
     @classmethod
@@ -119,6 +204,7 @@ class Sampling(Body):
             repetition_penalty=_first(self.repetition_penalty, default.repetition_penalty),
             logit_bias=tuple((self.logit_bias or {}).items()),
             logprobs=logprobs,
+            grammar=self.grammar,
         )
 
 
@@ -131,7 +217,6 @@ class ChatCompletionRequest(Sampling):
     stream_options: StreamOptions | None = None
     logprobs: bool = False
     top_logprobs: int | None = Field(default=None, ge=0, le=MAX_TOP_LOGPROBS)
-    response_format: ResponseFormat | None = None
     lora: list[LoraChoice] = []
     user: str | None = None
 
@@ -152,6 +237,49 @@ class ChatCompletionRequest(Sampling):
     @property
     def reported_logprobs(self) -> int | None:
         return (self.top_logprobs or 0) if self.logprobs else None
+
+
+class TextCompletionRequest(Sampling):
+    """Continues text as it stands. max_tokens 0 with echo and logprobs scores the prompt."""
+
+    model: str
+    prompt: list[str | tuple[int, ...]]  # sent as one text, one list of token ids, or a list of either
+    max_tokens: int | None = Field(default=None, ge=0)
+    suffix: str | None = None
+    n: int = Field(default=1, ge=1, le=MAX_CHOICES)
+    best_of: int | None = None
+    echo: bool = False
+    logprobs: int | None = Field(default=None, ge=0, le=MAX_TOP_LOGPROBS)
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    lora: list[LoraChoice] = []
+    user: str | None = None
+
+    @field_validator("prompt", mode="before")
+    @classmethod
+    def listed(cls, value: Any) -> Any:
+        entries = value if isinstance(value, list) and value and not _is_ids(value) else [value]
+        if not (all(isinstance(entry, str) for entry in entries) or all(_is_ids(entry) for entry in entries)):
+            raise ValueError("prompt takes a text, a list of token ids, or a list of texts or of such lists")
+        return entries
+
+    @field_validator("suffix")
+    @classmethod
+    def no_suffix(cls, value: str | None) -> None:
+        if value is not None:
+            raise ValueError("suffix is not supported: the model only continues; put what follows into the prompt")
+
+    @model_validator(mode="after")
+    def consistent(self) -> "TextCompletionRequest":
+        if self.stream_options is not None and not self.stream:
+            raise ValueError("stream_options is only allowed with stream=true")
+        if self.best_of not in (None, self.n):
+            raise ValueError(f"best_of is {self.best_of}; only n ({self.n}) is supported: every choice is returned")
+        if len(self.prompt) * self.n > MAX_PROMPTS:
+            raise ValueError(
+                f"{len(self.prompt)} prompts times n={self.n} are more than {MAX_PROMPTS}; send several requests"
+            )
+        return self
 
 
 class LaneChoice(Body):
@@ -175,6 +303,14 @@ class UnloadAdapterRequest(Body):
     lora_name: str
     force: bool = False
     lora_int_id: int | None = None  # vLLM's clients may send it; names are enough here
+
+
+def _is_ids(value: Any) -> bool:
+    return isinstance(value, list) and all(type(token) is int and token >= 0 for token in value)
+
+
+def _json_grammar(schema: dict[str, Any] | str) -> Grammar:
+    return Grammar("json_schema", schema if isinstance(schema, str) else json.dumps(schema))
 
 
 def _first(value: Any, default: Any) -> Any:

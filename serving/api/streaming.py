@@ -1,14 +1,15 @@
 """What the streaming endpoints share: the SSE response, and giving up when the client has gone."""
 
 import asyncio
-import json
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import suppress
 from typing import Any, TypeVar
 
 import anyio
+import orjson
 from fastapi import Request
 from sse_starlette import EventSourceResponse, ServerSentEvent
+from starlette.types import Message, Send
 
 T = TypeVar("T")
 
@@ -27,12 +28,12 @@ def event_stream(events: AsyncIterator[dict[str, Any]], headers: dict[str, str])
     """Each dict as one `data:` event, then `[DONE]`. An error after the first byte is sent as an event too: the
     status line has gone out, and a cut connection would look like a network fault."""
 
-    async def lines() -> AsyncIterator[str]:
+    async def lines() -> AsyncIterator[bytes]:
         async for event in events:
-            yield json.dumps(event, ensure_ascii=False)
-        yield "[DONE]"
+            yield b"data: " + orjson.dumps(event) + b"\n\n"  # JSON has no line breaks, so this is one whole event
+        yield b"data: [DONE]\n\n"
 
-    return EventSourceResponse(
+    return _EventStream(
         lines(),
         sep="\n",
         ping=KEEP_ALIVE_S,
@@ -44,6 +45,14 @@ def event_stream(events: AsyncIterator[dict[str, Any]], headers: dict[str, str])
         shutdown_grace_period=STREAM_GRACE_S,
         headers=headers,
     )
+
+
+class _EventStream(EventSourceResponse):
+    async def _send_with_timeout(self, send: Send, message: Message) -> None:
+        """As the overridden one, which opens anyio's cancel scope around every event; that took longer than to encode
+        the event and hand it to the socket."""
+        async with asyncio.timeout(self.send_timeout):
+            await send(message)
 
 
 async def unless_disconnected(request: Request, work: Coroutine[Any, Any, T]) -> T:

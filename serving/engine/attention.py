@@ -60,7 +60,8 @@ def _hook(
     (1, rows, heads, value_dim)."""
     spec = AttentionSpec(scaling if scaling is not None else query.shape[-1] ** -0.5, sliding_window, softcap, s_aux)
     q, k, v = (t[0].transpose(0, 1) for t in (query, key, value))
-    return step_input.attend(module.layer_idx, q, k, v, spec)[None], None
+    # Contiguous, as transformers' own functions return it: some models take a view of it (JetMoE).
+    return step_input.attend(module.layer_idx, q, k, v, spec)[None].contiguous(), None
 
 
 AttentionInterface.register(ATTENTION, _hook)

@@ -2,7 +2,8 @@
 
 A step of decoding launches about a thousand small kernels, which takes the host longer than the device; a graph
 launches them at once. It reads everything that differs between steps (tokens, block tables, adapters and strengths)
-from one matrix on the device. Steps with prompts in them, and wide blends, run without a graph."""
+from one matrix on the device. Steps with prompts in them, wide blends, and
+adapters with more than a low-rank part run without a graph."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from serving.engine.attention import StepInput
+from serving.engine.embedding import LoRAEmbedding
 from serving.engine.kernels import CapturingKernels
 from serving.engine.kernels.plan import PagedDecodes
 from serving.engine.kv_cache import KVCache
@@ -130,7 +132,10 @@ class DecodeGraphs:
         self.step = step
         self.record = record
         self.inputs = StepInputs(limits, cache.layers[0].keys.device)
-        self.layers = [module for module in model.modules() if isinstance(module, LoRALinear)]
+        self.layers: list[LoRALinear] = [module for module in model.modules() if isinstance(module, LoRALinear)]
+        self.embeddings: list[LoRAEmbedding] = [
+            module for module in model.modules() if isinstance(module, LoRAEmbedding)
+        ]
         self._captured: dict[Shape, Step] = {}
 
     def run(self, batch: Batch, segments: Sequence[RowSegment]) -> Tensor | None:
@@ -142,6 +147,10 @@ class DecodeGraphs:
         if width > ADAPTERS[-1]:
             return None
         if width:
+            used = {slot for segment in segments for slot, _ in segment.slots}
+            dense = [layer.dense_slots for layer in self.layers] + [layer.dense_slots for layer in self.embeddings]
+            if any(not slots.isdisjoint(used) for slots in dense):
+                return None
             self.kernels.prepare(self.layers)
         adapters = next(most for most in ADAPTERS if most >= width)
         shape = Shape(round_up_rows(len(batch)), adapters, self.kernels.rank if width else 0)
@@ -153,9 +162,9 @@ class DecodeGraphs:
     def _forward(self, shape: Shape) -> Tensor:
         """One decoding step from the input matrix, without a value that the host must know."""
         inputs, rows = self.inputs, shape.rows
-        running = self.step.rows
-        if shape.adapters:
-            self.step.rows = inputs.adapters(rows, shape.adapters)
+        running = self.step.rows, self.step.head
+        if shape.adapters:  # every row's logits are computed, so the output layer sees the same rows
+            self.step.rows = self.step.head = inputs.adapters(rows, shape.adapters)
         try:
             out = self.model(
                 input_ids=inputs.tokens(rows)[None],
@@ -164,7 +173,7 @@ class DecodeGraphs:
                 step_input=StepInput(self.kernels, self.cache, inputs.decodes(rows), inputs.places(rows)),
             )
         finally:
-            self.step.rows = running
+            self.step.rows, self.step.head = running
         logits: Tensor = out.logits[0]
         return logits
 

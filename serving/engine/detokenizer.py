@@ -11,8 +11,9 @@ _LONGEST_UNFINISHED = 4  # tokens; a UTF-8 character has at most four bytes, so 
 class Detokenizer:
     """One request's text. Decodes a short window of recent tokens at each step, so its cost does not grow."""
 
-    def __init__(self, tokenizer: Any, stop: Sequence[str]):
+    def __init__(self, tokenizer: Any, stop: Sequence[str], *, show_special: bool = False):
         self.tokenizer = tokenizer
+        self.show_special = show_special
         self.stop = [s for s in stop if s]
         self.stopped = False
         self._tokens: list[int] = []
@@ -25,9 +26,13 @@ class Detokenizer:
         self._tokens.append(token_id)
         return self._release(self._new_text(final=False), final=False)
 
-    def finish(self) -> str:
-        """Whatever was held back."""
-        return "" if self.stopped else self._release(self._new_text(final=True), final=True)
+    def finish(self, *, cut: bool = False) -> str:
+        """Whatever was held back. An answer that was `cut` off, rather than ended by the model, loses the beginning of
+        a character that the next tokens would have completed."""
+        if self.stopped:
+            return ""
+        new = self._new_text(final=True)
+        return self._release(new.rstrip(_UNFINISHED) if cut else new, final=True)
 
     def _new_text(self, *, final: bool) -> str:
         known = self._decode(self._tokens[self._window : self._read])
@@ -39,7 +44,7 @@ class Detokenizer:
         return text[len(known) :]
 
     def _decode(self, ids: list[int]) -> str:
-        return str(self.tokenizer.decode(ids, skip_special_tokens=True))
+        return str(self.tokenizer.decode(ids, skip_special_tokens=not self.show_special))
 
     def _release(self, new: str, *, final: bool) -> str:
         text = self._held + new

@@ -6,19 +6,23 @@ from dataclasses import dataclass
 
 from adapters.base_model import BaseModel
 from adapters.errors import Invalid
-from adapters.settings import Settings
-from serving.engine.bank import AdapterBank
+from adapters.settings import Quantization, Settings
+from serving.engine.bank import AdapterBank, adapter_budgets
 from serving.engine.detokenizer import Detokenizer
+from serving.engine.effect import Effect, measure_effect
+from serving.engine.family import FamilyProbe, refuse_unsupported
+from serving.engine.grammar import GrammarCompiler
 from serving.engine.install import install_lora
 from serving.engine.kernels import Kernels, kernels_for
 from serving.engine.kv_cache import BlockPool, KVCache
 from serving.engine.lora import StepAdapters
 from serving.engine.model_runner import ModelRunner
 from serving.engine.sampler import Sampled
-from serving.engine.scheduler import Scheduler
+from serving.engine.scheduler import CannotStart, Scheduler
 from serving.engine.sequence import FinishReason, Request, Sequence, TokenDelta
 
 BLOCK_SIZE = 16
+_BITS: dict[Quantization, int | None] = {"none": None, "8bit": 8, "4bit": 4}
 
 log = logging.getLogger(__name__)
 
@@ -28,48 +32,71 @@ class _Running:
     """A submitted request and what its answer needs until it ends."""
 
     sequence: Sequence
-    detokenizer: Detokenizer
+    detokenizer: Detokenizer | None = None  # from the first token on: requests that wait hold their ids only
 
 
 class Engine:
     """Takes over `base.model`: its attention and linear layers are replaced. `base` must not be used elsewhere."""
 
     def __init__(self, base: BaseModel, settings: Settings, *, kernels: Kernels | None = None, fuse: bool = True):
+        self.max_model_len = min(settings.max_model_len or base.max_model_len, base.max_model_len)
+        refuse_unsupported(base, self.max_model_len)
+        probe = FamilyProbe(base)  # before the layers are replaced
         kernels = kernels or kernels_for(base.device, settings.adapter_slots)
         step = StepAdapters()
         shapes = base.linear_shapes  # before the layers are replaced
-        layers = install_lora(base, step, kernels, fuse=fuse)
+        bits = _BITS[settings.quantize] if base.device.type == "cpu" else None  # elsewhere it was loaded quantised
+        layers = install_lora(base, step, kernels, fuse=fuse, bits=bits)
         self.base = base
-        self.bank = AdapterBank(layers, shapes, num_slots=settings.adapter_slots, dtype=base.dtype, device=base.device)
+        host_budget, device_budget = adapter_budgets(settings, base.device)
+        self.bank = AdapterBank(
+            layers,
+            shapes,
+            num_slots=settings.adapter_slots,
+            dtype=base.dtype,
+            device=base.device,
+            host_budget=host_budget,
+            device_budget=device_budget,
+        )
         self.runner = ModelRunner(base, self.bank, step, kernels)
-        self.max_model_len = min(settings.max_model_len or base.max_model_len, base.max_model_len)
+        vocab_size = base.model.config.get_text_config().vocab_size
+        self.grammars = GrammarCompiler(base.tokenizer, vocab_size, base.stop_token_ids)
+        probe.check(self.runner, rounded=bits is not None)
         self.pool = BlockPool(self._num_blocks(settings), BLOCK_SIZE, share_prefixes=settings.prefix_cache)
+        batch_tokens = settings.max_batch_tokens or (256 if base.device.type == "cpu" else 2048)
         self.runner.allocate(
             self.pool.num_blocks, BLOCK_SIZE, max_rows=settings.max_running, max_len=self.max_model_len
         )
         self.scheduler = Scheduler(
-            self.pool, self.bank, max_batch_tokens=settings.max_batch_tokens, max_running=settings.max_running
+            self.pool, self.bank, max_batch_tokens=batch_tokens, max_running=settings.max_running
         )
         self.on_finished: Callable[[str], None] = lambda request_id: None
         self._requests: dict[str, _Running] = {}
+        self._measured = False  # an effect, since the last step
 
-    def check(self, num_prompt: int, max_tokens: int | None) -> int:
-        """The number of tokens a request may generate. Invalid when its prompt leaves room for none."""
-        if num_prompt >= self.max_model_len:
+    def check(self, num_prompt: int, max_tokens: int | None, *, param: str = "messages") -> int:
+        """The number of tokens a request may generate. Invalid when its prompt leaves room for none, unless
+        it wants none."""
+        if num_prompt + (max_tokens != 0) > self.max_model_len:
             raise Invalid(
                 f"the prompt has {num_prompt} tokens, the model takes {self.max_model_len}, prompt and answer; "
-                "shorten the conversation",
-                param="messages",
+                f"shorten the {'conversation' if param == 'messages' else param}",
+                param=param,
                 code="context_length_exceeded",
             )
         room = self.max_model_len - num_prompt
         return min(max_tokens, room) if max_tokens is not None else room
 
     def add(self, request: Request) -> None:
-        """Queue a request. Its prompt must have passed `check` and its adapters must be warm."""
+        """Queue a request. Its prompt must have passed `check`, its adapters `bank.require_room`; they must be warm,
+        and stay so until it ends. Its grammar should be compiled, else that happens here, between two steps."""
         sequence = Sequence(request)
-        self._requests[request.id] = _Running(sequence, Detokenizer(self.base.tokenizer, request.params.stop))
+        if request.params.grammar:
+            sequence.matcher = self.grammars.matcher(request.params.grammar)
+        for digest, _ in request.mix:
+            self.bank.hold(digest)
         self.scheduler.add(sequence)
+        self._requests[request.id] = _Running(sequence)
 
     def abort(self, request_id: str) -> None:
         """Stop a request and free what it holds, now. Unknown ids are ones that have just ended."""
@@ -92,6 +119,18 @@ class Engine:
         self.pool.forget_adapter(digest)
         return self.bank.free(digest)
 
+    def measure_effect(self, digest: str) -> Effect | None:
+        """What an adapter changes, from one short forward pass beside the requests. None when it is not in memory, or
+        running requests need every slot, or have waited for another measurement already in this step: try again
+        later."""
+        in_use = self.scheduler.digests_in_use()
+        delays = self.has_work and self._measured
+        if delays or self.bank.status(digest) == "cold" or not self.bank.can_activate({digest}, in_use):
+            return None
+        self._measured = True
+        self.bank.activate({digest}, in_use)
+        return measure_effect(self.runner, self.bank.slot(digest), self.max_model_len)
+
     @property
     def has_work(self) -> bool:
         return bool(self._requests)
@@ -106,9 +145,13 @@ class Engine:
 
     def step(self) -> list[TokenDelta]:
         """Advance every scheduled request; returns what to tell their callers."""
+        self._measured = False
         try:
             batch = self.scheduler.schedule()
             sampled = self.runner.run(batch) if batch else []
+        except CannotStart as error:  # nobody has advanced; the next step goes on without this one
+            log.exception("request %s cannot start", error.sequence.request.id)
+            return [self._fail(error.sequence, error.__cause__ or error)]
         except Exception as error:  # the step is lost for everyone in it; each of them must hear of it
             log.exception("engine step failed")
             return self._fail_all(error)
@@ -118,25 +161,37 @@ class Engine:
     def _feed(self, sequence: Sequence, sampled: Sampled) -> TokenDelta:
         """Append one token to a sequence and say what that means for its answer."""
         request = sequence.request
-        detokenizer = self._requests[request.id].detokenizer
+        scores = () if sequence.num_output or request.params.prompt_logprobs is None else sequence.prompt_logprobs
+        if request.params.max_tokens == 0:
+            self._finish(request.id)
+            return TokenDelta(request.id, "", prompt_logprobs=tuple(scores), finish_reason=FinishReason.LENGTH)
+        running = self._requests[request.id]
+        detokenizer = running.detokenizer = running.detokenizer or Detokenizer(self.base.tokenizer, request.params.stop)
+        matcher = sequence.matcher
         sequence.tokens.append(sampled.token_id)
+        if matcher:
+            matcher.take(sampled.token_id)
         ended = self._ends_turn(sequence, sampled.token_id)
         text = "" if ended else detokenizer.push(sampled.token_id)
-        reason = None
-        if ended or detokenizer.stopped:
+        reason, error = None, None
+        if matcher and matcher.error:
+            reason, error = FinishReason.ERROR, f"the answer cannot follow its grammar any further: {matcher.error}"
+        elif ended or detokenizer.stopped or (matcher and matcher.stopped):
             reason = FinishReason.STOP
         elif sequence.num_output >= request.params.max_tokens or len(sequence.tokens) >= self.max_model_len:
             reason = FinishReason.LENGTH
         if reason:
-            text += detokenizer.finish()
+            text += detokenizer.finish(cut=reason == FinishReason.LENGTH)
             self._finish(request.id)
         return TokenDelta(
             request.id,
             text,
             (sampled.token_id,),
             (sampled.logprob,) if sampled.logprob else (),
+            tuple(scores),
             reason,
             cached_tokens=sequence.num_cached,
+            error=error,
         )
 
     def _ends_turn(self, sequence: Sequence, token_id: int) -> bool:
@@ -146,19 +201,22 @@ class Engine:
         return token_id in self.base.stop_token_ids and not params.ignore_eos
 
     def _finish(self, request_id: str) -> None:
-        self.scheduler.remove(self._requests.pop(request_id).sequence)
+        sequence = self._requests.pop(request_id).sequence
+        self.scheduler.remove(sequence)
+        for digest, _ in sequence.request.mix:
+            self.bank.release(digest)
         self.on_finished(request_id)
 
     def _fail_all(self, error: Exception) -> list[TokenDelta]:
         """End every running request; after an unknown failure their keys and values cannot be trusted. Waiting ones
         have none yet and go on, unless nothing ran: then the first of them is what cannot be scheduled."""
         failed = list(self.scheduler.running) or list(self.scheduler.waiting)[:1]
+        return [self._fail(sequence, error) for sequence in failed]
+
+    def _fail(self, sequence: Sequence, error: BaseException) -> TokenDelta:
+        self._finish(sequence.request.id)
         reason = f"the engine failed on this step ({type(error).__name__}: {error}); send the request again"
-        for sequence in failed:
-            self._finish(sequence.request.id)
-        return [
-            TokenDelta(sequence.request.id, "", finish_reason=FinishReason.ERROR, error=reason) for sequence in failed
-        ]
+        return TokenDelta(sequence.request.id, "", finish_reason=FinishReason.ERROR, error=reason)
 
     def _num_blocks(self, settings: Settings) -> int:
         """Blocks in the memory set aside; Invalid when a single longest sequence would not fit."""

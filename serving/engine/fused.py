@@ -28,7 +28,8 @@ def can_fuse(layer: Any) -> bool:
 
 
 class FusedLayer(nn.Module):
-    """Stands in the place of a decoder layer; `path` is that place, `join` makes the joined linear layers."""
+    """Stands in the place of a decoder layer; `path` is that place, `join` makes the joined linear layers. May change
+    the hidden states it is given in place."""
 
     def __init__(self, layer: Any, path: str, join: Join, kernels: Kernels):
         super().__init__()
@@ -68,7 +69,7 @@ class FusedLayer(nn.Module):
         x = self.kernels.add_rms_norm(hidden, None, *self.input_norm)[1]
         attended = self._attention(x, position_embeddings, step_input)
         hidden, x = self.kernels.add_rms_norm(hidden, attended, *self.mlp_norm)
-        hidden = hidden + self._mlp(x)
+        hidden += self._mlp(x)
         return hidden[None]
 
     def _attention(self, x: Tensor, rotary: tuple[Tensor, Tensor], step_input: StepInput | LayerProbe) -> Tensor:

@@ -1,5 +1,5 @@
-"""Taking over a transformers model: its linear layers become LoRALinear, its blocks fused where that is known to be
-the same, its attention ours."""
+"""Taking over a transformers model: its linear layers become LoRALinear, its input embedding LoRAEmbedding, its blocks
+fused where that is known to be the same, its attention ours."""
 
 from collections.abc import Sequence
 
@@ -9,22 +9,36 @@ from torch import nn
 from adapters.base_model import BaseModel
 from adapters.errors import Invalid
 from serving.engine.attention import ATTENTION, LayerProbe
+from serving.engine.embedding import LoRAEmbedding
+from serving.engine.fit import Layers
 from serving.engine.fused import FusedLayer, can_fuse
 from serving.engine.kernels import Kernels
 from serving.engine.kv_cache import LayerShape
 from serving.engine.lora import LoRALinear, StepAdapters
 
 
-def install_lora(base: BaseModel, step: StepAdapters, kernels: Kernels, *, fuse: bool = True) -> dict[str, LoRALinear]:
-    """Replace every linear layer of `base.model`; returns, for each by name, the LoRALinear that now computes it."""
+def install_lora(
+    base: BaseModel, step: StepAdapters, kernels: Kernels, *, fuse: bool = True, bits: int | None = None
+) -> Layers:
+    """Replace every linear layer and the input embedding of `base.model`; returns, for each by name, what computes it
+    now.
+
+    `bits` 8 or 4 quantises the linear layers on the way; the output layer keeps at least 8, because every choice of a
+    token goes through its roundings."""
     model: nn.Module = base.model
     remaining = list(base.linear_shapes)  # by name, before anything is replaced
-    installed: dict[str, LoRALinear] = {}
+    installed: dict[str, LoRALinear | LoRAEmbedding] = {}
+    embedding, output = base.model.get_input_embeddings(), base.model.get_output_embeddings()
+    names = {module: name for name, module in model.named_modules()}
+    head = names.get(output)
+    tied = output is not None and output.weight.data_ptr() == embedding.weight.data_ptr()
 
     def join(names: Sequence[str]) -> LoRALinear:
         linears = [model.get_submodule(name) for name in names]
         widths = {name: base.linear_shapes[name][1] for name in names}
-        layer = LoRALinear(kernels.join_linears(linears), widths, step, kernels)  # type: ignore[arg-type]
+        kept = 8 if bits == 4 and head in names else bits
+        joined = kernels.join_linears(linears, kept)  # type: ignore[arg-type]
+        layer = LoRALinear(joined, widths, step, kernels, is_head=head in names)
         installed.update(dict.fromkeys(names, layer))
         return layer
 
@@ -34,6 +48,8 @@ def install_lora(base: BaseModel, step: StepAdapters, kernels: Kernels, *, fuse:
     for name in remaining:
         if name not in installed:
             _replace(model, name, join([name]))
+    installed[names[embedding]] = LoRAEmbedding(embedding, step, head=head if tied else None)
+    _replace(model, names[embedding], installed[names[embedding]])
     return installed
 
 
@@ -49,7 +65,8 @@ def probe_layers(base: BaseModel) -> list[LayerShape]:
         with torch.inference_mode():
             model(input_ids=zero, position_ids=zero, use_cache=False, step_input=probe)
     except (TypeError, ValueError) as error:
-        raise Invalid(f"base '{base.name}' cannot run in this engine: {error}", param="base") from error
+        kind = model.config.model_type
+        raise Invalid(f"base '{base.name}' ({kind}) cannot run in this engine: {error}", param="base") from error
     if set(probe.shapes) != set(range(layers)):
         raise Invalid(
             f"base '{base.name}' ({model.config.model_type}) has {layers} layers; only {len(probe.shapes)} "

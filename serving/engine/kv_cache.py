@@ -62,11 +62,13 @@ class BlockPool:
             if not self._users[block]:
                 self._free[block] = None
         sequence.blocks = []
+        sequence.num_shared, sequence.last_shared = 0, -1
 
     def reuse_prefix(self, sequence: Sequence) -> int:
         """Give a sequence without blocks every cached block that fits its beginning; returns the tokens covered.
-        At least one token is left to compute, because the next token comes from the last one's logits."""
-        if not self.share_prefixes:
+        At least one token is left to compute, because the next token comes from the last one's logits; all are of a
+        prompt that is to be scored."""
+        if not self.share_prefixes or sequence.scores_prompt:
             return 0
         parent = -1
         for number in range((len(sequence.tokens) - 1) // self.block_size):
@@ -77,14 +79,15 @@ class BlockPool:
             self._free.pop(block, None)
             self._users[block] += 1
             sequence.blocks.append(block)
+        sequence.num_shared, sequence.last_shared = len(sequence.blocks), parent
         return len(sequence.blocks) * self.block_size
 
     def share(self, sequence: Sequence) -> None:
         """Offer the sequence's full, computed blocks to later ones with the same beginning and mix."""
         if not self.share_prefixes:
             return
-        parent = -1
-        for number in range(sequence.num_computed // self.block_size):
+        parent = sequence.last_shared
+        for number in range(sequence.num_shared, sequence.num_computed // self.block_size):
             key = self._key(sequence, number, parent)
             found = self._by_key.get(key)
             if found is None:
@@ -95,6 +98,7 @@ class BlockPool:
                 self._by_key[key] = found
                 self._key_of[block] = key
             parent = found[1]
+            sequence.num_shared, sequence.last_shared = number + 1, parent
 
     def forget_adapter(self, digest: str) -> None:
         """Drop every cached block computed under the adapter."""

@@ -1,9 +1,11 @@
-"""ModelRunner: a batch → tensors → one forward pass → one token for every sequence that is due one.
+"""ModelRunner: a batch → tensors → one forward pass → one token for every sequence that is due one, and
+log-probabilities for prompts that are to be scored.
 
 The transformers model runs as it is, on one flat row of tokens from many sequences; only its attention is
 ours (registered under a name) and its linear layers carry the adapters."""
 
-from collections.abc import Sequence
+from collections.abc import Sequence as Seq
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -17,8 +19,28 @@ from serving.engine.kernels import CapturingKernels, Kernels
 from serving.engine.kernels.plan import AttentionPlan, Span
 from serving.engine.kv_cache import KVCache
 from serving.engine.lora import RowSegment, StepAdapters
-from serving.engine.sampler import Sampled, sample
-from serving.engine.sequence import Batch, Chunk
+from serving.engine.sampler import Sampled, sample, token_logprobs
+from serving.engine.sequence import Batch, Chunk, Sequence
+
+
+class _KeptRows:
+    """Where in the cache one sequence's tokens are; grows with its blocks."""
+
+    def __init__(self, blocks: list[int], block_size: int, device: torch.device):
+        self.blocks = blocks
+        self._offsets = torch.arange(block_size, device=device)
+        self._rows = self._offsets.new_empty(0)
+        self._known = 0  # blocks
+
+    def until(self, end: int) -> Tensor:
+        if new := self.blocks[self._known :]:
+            size = len(self._offsets)
+            if len(self.blocks) * size > len(self._rows):
+                self._rows = torch.cat([self._rows, self._rows.new_empty(2 * len(self.blocks) * size)])
+            starts = torch.tensor(new, device=self._offsets.device)[:, None] * size
+            self._rows[self._known * size : len(self.blocks) * size] = (starts + self._offsets).flatten()
+            self._known = len(self.blocks)
+        return self._rows[:end]
 
 
 class ModelRunner:
@@ -30,6 +52,7 @@ class ModelRunner:
         self.block_size = 0
         self.layer_shapes = probe_layers(base)
         self.cache: KVCache | None = None
+        self._kept: WeakKeyDictionary[Sequence, _KeptRows] = WeakKeyDictionary()
         self.graphs: DecodeGraphs | None = None
 
     def allocate(self, num_blocks: int, block_size: int, *, max_rows: int, max_len: int) -> None:
@@ -43,77 +66,94 @@ class ModelRunner:
 
     @torch.inference_mode()
     def run(self, batch: Batch) -> list[tuple[Chunk, Sampled]]:
-        """Compute every chunk; sample for those that reach their sequence's end."""
+        """Compute every chunk; sample for those that reach their sequence's end. Prompts to be scored get their
+        log-probabilities."""
         # Rows with the same adapters lie together: each adapter is then one matrix product a layer.
         ordered = sorted(batch, key=lambda chunk: chunk.sequence.request.mix)
         due = [chunk for chunk in ordered if chunk.samples]
-        logits = self._run_captured(ordered)
+        scored = [chunk for chunk in ordered if chunk.scored]
+        segments = self._segments([(chunk, chunk.count) for chunk in ordered])
+        logits = None if scored else self._run_captured(ordered, segments)
         if logits is None:
-            self.step.begin(self._segments(ordered), sum(chunk.count for chunk in ordered))
+            # The output layer sees the last row of each that is due, then the scored ones.
+            head = self._segments([(chunk, 1) for chunk in due] + [(chunk, len(chunk.scored)) for chunk in scored])
+            self.step.begin(segments, head)
             try:
                 logits = self._forward(ordered)
             finally:
                 self.step.end()
-        sampled = sample(logits, [chunk.sequence for chunk in due], self.base.stop_token_ids)
+        sampled = sample(logits[: len(due)], [chunk.sequence for chunk in due], self.base.stop_token_ids)
+        self._score(scored, logits[len(due) :])
         return list(zip(due, sampled, strict=True))
 
-    def _run_captured(self, batch: Batch) -> Tensor | None:
+    def _run_captured(self, batch: Batch, segments: Seq[RowSegment]) -> Tensor | None:
         """As `_forward`, from a CUDA graph; None when the step has none."""
-        logits = self.graphs.run(batch, self._segments(batch)) if self.graphs else None
+        logits = self.graphs.run(batch, segments) if self.graphs else None
         if logits is None or all(chunk.samples for chunk in batch):
             return logits
         return logits[[row for row, chunk in enumerate(batch) if chunk.samples]]
 
+    def _score(self, batch: Batch, logits: Tensor) -> None:
+        """Note how likely the prompts' tokens were. logits (scored positions of all chunks, vocabulary)."""
+        row = 0
+        for chunk in batch:
+            positions = chunk.scored
+            sequence = chunk.sequence
+            said = torch.tensor(sequence.tokens[positions.start + 1 : positions.stop + 1], device=logits.device)
+            num_top = [sequence.request.params.prompt_logprobs or 0] * len(positions)
+            sequence.prompt_logprobs += token_logprobs(logits[row : row + len(positions)], said, num_top)
+            row += len(positions)
+
     def _forward(self, batch: Batch) -> Tensor:
-        """Logits (due rows, vocabulary)."""
+        """Logits (due rows, then scored ones; vocabulary)."""
         assert self.cache is not None
         device = self.base.device
         tokens: list[int] = []
         positions: list[int] = []
         last_rows: list[int] = []
-        kept = self._kept_at(batch)
+        scored_rows: list[int] = []
         spans: list[Span] = []
         slots: list[Tensor] = []
-        for chunk, places in zip(batch, kept, strict=True):
+        for chunk in batch:
             row = len(tokens)
             tokens += chunk.sequence.tokens[chunk.start : chunk.end]
             positions += range(chunk.start, chunk.end)
+            places = self._kept_at(chunk)
             spans.append(Span(row, chunk.count, chunk.end, places))
             slots.append(places[chunk.start :])
             if chunk.samples:
                 last_rows.append(len(tokens) - 1)
+            scored_rows += (row + position - chunk.start for position in chunk.scored)
         step_input = StepInput(self.kernels, self.cache, AttentionPlan(spans), torch.cat(slots))
         out = self.base.model(
             input_ids=torch.tensor([tokens], device=device),
             position_ids=torch.tensor([positions], device=device),
             use_cache=False,
-            logits_to_keep=torch.tensor(last_rows, device=device, dtype=torch.long),
+            logits_to_keep=torch.tensor(last_rows + scored_rows, device=device, dtype=torch.long),
             step_input=step_input,
         )
         logits: Tensor = out.logits[0]
         return logits
 
-    def _kept_at(self, batch: Batch) -> Sequence[Tensor]:
-        """For each chunk, the cache rows of its sequence's tokens up to the chunk's end, in order. Worked out
-        on the host; they reach the device in one copy."""
-        within = torch.arange(self.block_size)
-        blocks = [torch.tensor(chunk.sequence.blocks) for chunk in batch]
-        kept = [
-            (mine[:, None] * self.block_size + within).flatten()[: chunk.end]
-            for mine, chunk in zip(blocks, batch, strict=True)
-        ]
-        on_device = torch.cat(kept).to(self.base.device)
-        return torch.split(on_device, [len(places) for places in kept])
+    def _kept_at(self, chunk: Chunk) -> Tensor:
+        """(chunk's end,) int64: cache rows of the sequence's tokens up to there, in order; contiguous. Kept between
+        steps, so that a token costs the same however long its past is."""
+        sequence = chunk.sequence
+        kept = self._kept.get(sequence)
+        if kept is None or kept.blocks is not sequence.blocks:  # its first step, or its blocks were taken meanwhile
+            kept = self._kept[sequence] = _KeptRows(sequence.blocks, self.block_size, self.base.device)
+        return kept.until(chunk.end)
 
-    def _segments(self, batch: Batch) -> list[RowSegment]:
+    def _segments(self, counts: list[tuple[Chunk, int]]) -> list[RowSegment]:
+        """Which rows use which slots, when each chunk has `count` of them."""
         segments: list[RowSegment] = []
         row = 0
-        for chunk in batch:
-            end = row + chunk.count
+        for chunk, count in counts:
+            end = row + count
             slots = tuple((self.bank.slot(digest), scale) for digest, scale in chunk.sequence.request.mix)
             if segments and segments[-1].slots == slots and segments[-1].end == row:
                 segments[-1] = RowSegment(segments[-1].start, end, slots)
-            elif slots:
+            elif slots and count:
                 segments.append(RowSegment(row, end, slots))
             row = end
         return segments

@@ -1,116 +1,163 @@
 """The scheduler: which sequences run in the next step, and how many tokens of each.
 
-Running sequences go first, one token each while they decode; what is left of the token budget goes to
-prompts, in chunks, in order of arrival. When blocks run out the sequence admitted last gives its own back and
-starts over later (its beginning usually still sits in the prefix cache)."""
+Running sequences go first, one token each while they decode; what is left of the token budget goes to prompts,
+in chunks. When blocks run out, the sequence admitted last of the lowest priority gives its own back and starts
+over later (its beginning usually still sits in the prefix cache). Who is admitted next is the queue's business,
+which adapters may have slots the slot book's."""
 
-from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterator
 
 from serving.engine.bank import AdapterBank
 from serving.engine.kv_cache import BlockPool
-from serving.engine.sequence import AdapterMix, Batch, Chunk, Sequence
+from serving.engine.queue import WaitingQueue
+from serving.engine.sequence import Batch, Chunk, Sequence
+from serving.engine.slots import SlotBook
 
-# A request whose adapter finds no slot lets later ones pass for this many steps; then it is served next.
-SLOT_PATIENCE_STEPS = 32
+# So many prompts may be in progress although the first of them fills the step: a short one need not wait for a long
+# one to end. Not more, because prompts begun in the same step find nothing of each other in the prefix cache.
+PROMPTS_AT_ONCE = 4
 
 
-def digests_of(mix: AdapterMix) -> set[str]:
-    return {digest for digest, _ in mix}
+class CannotStart(Exception):
+    """`sequence` cannot be given what it needs to start; the cause says why. Nothing else is affected."""
+
+    def __init__(self, sequence: Sequence):
+        super().__init__(sequence.request.id)
+        self.sequence = sequence
 
 
 class Scheduler:
     def __init__(self, pool: BlockPool, bank: AdapterBank, *, max_batch_tokens: int, max_running: int):
         self.pool = pool
-        self.bank = bank
+        self.slots = SlotBook(bank)
         self.max_batch_tokens = max_batch_tokens
         self.max_running = max_running
-        self.waiting: deque[Sequence] = deque()
-        self.running: list[Sequence] = []
+        self.waiting = WaitingQueue()
+        self.running: dict[Sequence, None] = {}  # in order of admission
+        self._steps = 0
 
     def add(self, sequence: Sequence) -> None:
-        self.waiting.append(sequence)
+        self.waiting.add(sequence)
 
     def remove(self, sequence: Sequence) -> None:
         """Forget a sequence, finished or not, and free its blocks at once."""
         if sequence in self.running:
-            self.running.remove(sequence)
-        elif sequence in self.waiting:
+            self._stop(sequence)
+            self.waiting.finish(sequence)
+        else:
             self.waiting.remove(sequence)
-        self.pool.release(sequence)
+            self.slots.drop_claim(sequence.request.adapters)
 
     def schedule(self) -> Batch:
-        """The next step's work; empty when there is none."""
-        budget = self.max_batch_tokens
-        batch: Batch = []
-        # Decoding rows first, so that a long prompt never makes a running answer wait.
-        for sequence in sorted(self.running, key=lambda s: s.remaining > 1):
-            if sequence not in self.running or budget == 0:
-                continue  # preempted by one before it, or no tokens left in this step
-            count = min(sequence.remaining, budget)
-            if self._make_room(sequence, sequence.num_computed + count):
-                batch.append(Chunk(sequence, sequence.num_computed, count))
-                budget -= count
-        batch = [chunk for chunk in batch if chunk.sequence in self.running]
-        for sequence in self._admit(budget, nothing_else=not batch):
-            count = min(sequence.remaining, budget, self._fitting(sequence))
-            self.pool.grow(sequence, sequence.num_computed + count)
-            batch.append(Chunk(sequence, sequence.num_computed, count))
-            budget -= count
-        return batch
+        """The next step's work; empty when there is none. Raises CannotStart; the next call then goes on without that
+        sequence, once it is removed."""
+        self._steps += 1
+        decoding = self._decoding()
+        budget = self.max_batch_tokens - len(decoding)
+        self._admit(decoding, budget)
+        prompts = [sequence for sequence in self.running if sequence not in decoding]
+        return [
+            *(Chunk(sequence, sequence.num_computed, 1) for sequence in decoding),
+            *(Chunk(sequence, sequence.num_computed, count) for sequence, count in _share_out(prompts, budget)),
+        ]
 
     def settle(self, batch: Batch) -> None:
-        """Note that a step's keys and values are in the cache."""
+        """Note that a step's keys and values are in the cache, and whom it served."""
         for chunk in batch:
             chunk.sequence.num_computed = chunk.end
             self.pool.share(chunk.sequence)
+            if chunk.samples:
+                self.waiting.charge(chunk.sequence, 1)
 
     def digests_in_use(self) -> set[str]:
-        return {digest for sequence in self.running for digest in digests_of(sequence.request.mix)}
+        return set(self.slots.in_use)
 
-    def _admit(self, budget: int, *, nothing_else: bool) -> Iterable[Sequence]:
-        """Move waiting sequences to the running ones, yielding each; the caller spends the tokens between."""
-        passed_over = 0
-        while len(self.waiting) > passed_over and len(self.running) < self.max_running and budget > 0:
-            sequence = self.waiting[passed_over]
-            wanted = digests_of(sequence.request.mix)
-            if not self.bank.can_activate(wanted, self.digests_in_use()):
-                sequence.waited_steps += 1
-                if sequence.waited_steps > SLOT_PATIENCE_STEPS:
-                    return
-                passed_over += 1
-                continue
-            reused = self.pool.reuse_prefix(sequence)
-            if self._fitting(sequence) < min(len(sequence.tokens) - reused, budget) and not (
-                nothing_else and not self.running
-            ):
-                self.pool.release(sequence)
+    def _decoding(self) -> dict[Sequence, None]:
+        """Running sequences that only need their next token, with a block for it."""
+        decoding: dict[Sequence, None] = {}
+        # The most important first, so that whoever has to step back has not been scheduled yet.
+        for sequence in sorted(self.running, key=_priority):
+            if len(decoding) == self.max_batch_tokens:
+                break
+            if sequence in self.running and sequence.remaining == 1 and self._make_room(sequence):
+                decoding[sequence] = None
+        return decoding
+
+    def _admit(self, decoding: dict[Sequence, None], budget: int) -> None:
+        """Start waiting sequences until the step is full, or the places, the blocks or the slots."""
+        prompts = [sequence.remaining for sequence in self.running if sequence not in decoding]
+        while budget > 0 and len(self.running) < self.max_running:
+            if sum(prompts) >= budget and len(prompts) >= PROMPTS_AT_ONCE:
                 return
-            sequence.num_computed = reused
-            if not sequence.num_output:
-                sequence.num_cached = reused
-            self.bank.activate(wanted, self.digests_in_use())
-            del self.waiting[passed_over]
-            self.running.append(sequence)
-            budget -= min(sequence.remaining, budget, self._fitting(sequence))
-            yield sequence
+            sequence = self.waiting.next(self.slots, self._steps)
+            if sequence is None or not self._start(sequence):
+                return
+            prompts.append(sequence.remaining)
 
-    def _fitting(self, sequence: Sequence) -> int:
-        """Tokens beyond the computed ones for which blocks could be had now."""
-        return (len(sequence.blocks) + self.pool.num_free) * self.pool.block_size - sequence.num_computed
+    def _start(self, sequence: Sequence) -> bool:
+        """Give a waiting sequence blocks for all its tokens, and its adapters slots. False when the pool is short: all
+        others wait with it, else small requests would keep a large one out for ever."""
+        # A block for each running sequence is left over, or one of them would soon send the newcomer back.
+        reserve = len(self.running)
+        if self.running and self.pool.num_free <= reserve:
+            return False
+        reused = self.pool.reuse_prefix(sequence)
+        missing = self.pool.blocks_for(len(sequence.tokens)) - len(sequence.blocks)
+        if self.running and missing + reserve > self.pool.num_free:
+            self.pool.release(sequence)
+            return False
+        try:
+            self.slots.take(sequence.request.adapters)
+        except Exception as error:
+            self.pool.release(sequence)
+            raise CannotStart(sequence) from error
+        grown = self.pool.grow(sequence, len(sequence.tokens))
+        assert grown, "Engine.check admits only what fits alone"
+        sequence.num_computed = reused
+        self.waiting.start(sequence)
+        self.running[sequence] = None
+        if not sequence.started:
+            sequence.started = True
+            sequence.num_cached = reused
+            # At once, not as they are computed: the next choice in this step is made by the new count.
+            self.waiting.charge(sequence, sequence.remaining)
+        return True
 
-    def _make_room(self, sequence: Sequence, num_tokens: int) -> bool:
-        """Blocks for the sequence's first `num_tokens`, taken from sequences admitted later if need be. False when
-        the sequence itself had to step back."""
-        while not self.pool.grow(sequence, num_tokens):
-            victim = self.running[-1]
-            self._preempt(victim)
+    def _make_room(self, sequence: Sequence) -> bool:
+        """Blocks for all the sequence's tokens, taken from less important sequences if need be. False when the
+        sequence itself had to step back."""
+        while not self.pool.grow(sequence, len(sequence.tokens)):
+            victim = max(reversed(self.running), key=_priority)
+            self._stop(victim)
+            self.waiting.put_back(victim)
             if victim is sequence:
                 return False
         return True
 
-    def _preempt(self, sequence: Sequence) -> None:
-        self.running.remove(sequence)
+    def _stop(self, sequence: Sequence) -> None:
+        """Take everything back that a running sequence holds."""
+        del self.running[sequence]
         self.pool.release(sequence)
+        self.slots.give_back(sequence.request.adapters)
         sequence.num_computed = 0
-        self.waiting.appendleft(sequence)
+
+
+def _priority(sequence: Sequence) -> int:
+    return sequence.request.priority
+
+
+def _share_out(prompts: list[Sequence], budget: int) -> Iterator[tuple[Sequence, int]]:
+    """Tokens of each prompt in this step: half of them to the first in order, so that a long one takes at most twice
+    its time, the rest to the shortest first, so that short ones answer soon."""
+    if not prompts or budget <= 0:
+        return
+    first, *others = sorted(prompts, key=_priority)
+    wanted = sum(sequence.remaining for sequence in others)
+    count = min(first.remaining, max(budget - wanted, (budget + 1) // 2))
+    yield first, count
+    for sequence in sorted(others, key=lambda sequence: (_priority(sequence), sequence.remaining)):
+        budget -= count
+        count = min(sequence.remaining, budget)
+        if not count:
+            return
+        yield sequence, count

@@ -1,11 +1,19 @@
 """The words the engine's parts use with each other: what was asked, how far it is, what came out."""
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from functools import cached_property
+
+from serving.engine.grammar import Grammar, Matcher
+from serving.engine.penalties import TokenCounts
 
 # Adapter digests and their strengths, added up; () is the base alone. Everything that decides the keys and
 # values of a token besides the tokens before it.
 AdapterMix = tuple[tuple[str, float], ...]
+
+
+LOWEST_TEMPERATURE = 1e-5  # below it logits divided by it leave float32's range; it is greedy by then
 
 
 class FinishReason(StrEnum):
@@ -34,18 +42,25 @@ class SamplingParams:
     repetition_penalty: float = 1.0
     logit_bias: tuple[tuple[int, float], ...] = ()
     logprobs: int | None = None  # alternatives to report; 0 reports the chosen token alone
+    prompt_logprobs: int | None = None  # the same for the prompt's tokens; max_tokens 0 then scores it and no more
+    grammar: Grammar | None = None
 
-    @property
-    def plain_greedy(self) -> bool:
-        return (
-            self.temperature == 0
-            and self.presence_penalty == 0
-            and self.frequency_penalty == 0
-            and self.repetition_penalty == 1
-            and not self.logit_bias
-            and self.min_tokens == 0
-            and self.logprobs is None
-        )
+    @cached_property
+    def greedy(self) -> bool:
+        return self.temperature < LOWEST_TEMPERATURE
+
+    @cached_property
+    def penalised(self) -> bool:
+        return bool(self.presence_penalty or self.frequency_penalty or self.repetition_penalty != 1)
+
+    @cached_property
+    def adjusted(self) -> bool:
+        """Whether anything stands between the model's logits and the choice besides temperature and truncation."""
+        return bool(self.penalised or self.logit_bias or self.min_tokens or self.grammar)
+
+    @cached_property
+    def truncated(self) -> bool:
+        return bool(self.top_k or self.top_p < 1 or self.min_p)
 
 
 @dataclass(frozen=True)
@@ -54,6 +69,12 @@ class Request:
     prompt_ids: tuple[int, ...]
     params: SamplingParams
     mix: AdapterMix = ()
+    key: str = ""  # who asks: requests that wait are served fairly between keys
+    priority: int = 0  # lower runs earlier
+
+    @property
+    def adapters(self) -> frozenset[str]:
+        return frozenset(digest for digest, _ in self.mix)
 
 
 @dataclass(frozen=True)
@@ -72,9 +93,24 @@ class TokenDelta:
     text: str
     token_ids: tuple[int, ...] = ()
     logprobs: tuple[TokenLogprob, ...] = ()
+    prompt_logprobs: tuple[TokenLogprob | None, ...] = ()  # in the first delta, if asked for; the first token has none
     finish_reason: FinishReason | None = None
     cached_tokens: int = 0
     error: str | None = None
+
+
+def merge(deltas: Seq[TokenDelta]) -> TokenDelta:
+    """Consecutive deltas of one request as one."""
+    if len(deltas) == 1:
+        return deltas[0]
+    return replace(
+        deltas[-1],
+        text="".join(delta.text for delta in deltas),
+        token_ids=tuple(token for delta in deltas for token in delta.token_ids),
+        logprobs=tuple(logprob for delta in deltas for logprob in delta.logprobs),
+        prompt_logprobs=tuple(logprob for delta in deltas for logprob in delta.prompt_logprobs),
+        cached_tokens=max(delta.cached_tokens for delta in deltas),
+    )
 
 
 @dataclass(eq=False)
@@ -86,7 +122,13 @@ class Sequence:
     num_computed: int = 0
     num_cached: int = 0  # prompt tokens found in the prefix cache at first admission
     blocks: list[int] = field(default_factory=list)
-    waited_steps: int = 0
+    matcher: Matcher | None = None  # where the answer is in its grammar
+    counts: TokenCounts | None = None  # kept by the sampler, for penalties
+    # As far as they are known; nothing comes before the first token to predict it.
+    prompt_logprobs: list[TokenLogprob | None] = field(default_factory=lambda: [None])
+    num_shared: int = 0  # blocks, from the first on, that the prefix cache knows
+    last_shared: int = -1  # its name for the last of them
+    started: bool = False  # has run, though it may be waiting again
 
     def __post_init__(self) -> None:
         self.tokens = list(self.request.prompt_ids)
@@ -103,6 +145,11 @@ class Sequence:
     def remaining(self) -> int:
         """Tokens still without keys and values. 1 while decoding."""
         return len(self.tokens) - self.num_computed
+
+    @property
+    def scores_prompt(self) -> bool:
+        """Whether log-probabilities of prompt tokens are still to come, so that none of them may be skipped."""
+        return self.request.params.prompt_logprobs is not None and len(self.prompt_logprobs) < self.num_prompt
 
 
 @dataclass(frozen=True)
@@ -121,6 +168,13 @@ class Chunk:
     def samples(self) -> bool:
         """Whether this step yields the sequence's next token."""
         return self.end == len(self.sequence.tokens)
+
+    @property
+    def scored(self) -> range:
+        """Positions whose logits say how likely a prompt token was that has no log-probability yet: the next one."""
+        if not self.sequence.scores_prompt:
+            return range(0)
+        return range(len(self.sequence.prompt_logprobs) - 1, min(self.end, self.sequence.num_prompt - 1))
 
 
 Batch = list[Chunk]

@@ -94,3 +94,65 @@ def test_an_unloaded_name_comes_back_with_its_next_version(
     assert registry.versions() == []
     new = registry.store.publish(tiny_adapters["r4"], "face")
     assert registry.resolve("face") == new and registry.versions() == [new]
+
+
+def test_a_drained_version_that_is_asked_for_again_is_not_freed_but_drained_again(
+    registry: AdapterRegistry, tiny_adapters: dict[str, Path], drained: list[AdapterVersion]
+) -> None:
+    """Freeing happens later, on another thread; a lease taken in between counts."""
+    old = registry.store.publish(tiny_adapters["r2"], "face")
+    registry.acquire("face").release()
+    registry.store.publish(tiny_adapters["r4"], "face")
+    registry.refresh()
+    assert drained == [old]
+    lease = registry.acquire("face@1")
+    freed: list[str] = []
+    registry.unless_leased(old, lambda: freed.append("too early"))
+    lease.release()
+    assert drained == [old, old]
+    registry.unless_leased(old, lambda: freed.append("now"))
+    assert freed == ["now"]
+
+
+def test_weights_that_another_name_still_means_are_kept_until_that_name_moves(
+    registry: AdapterRegistry, tiny_adapters: dict[str, Path], drained: list[AdapterVersion]
+) -> None:
+    for name in ("one", "two"):
+        registry.store.publish(tiny_adapters["r2"], name)
+    registry.acquire("one").release()
+    registry.store.publish(tiny_adapters["r4"], "one")
+    registry.refresh()
+    assert drained == []
+    registry.store.publish(tiny_adapters["r4"], "two")
+    registry.refresh()
+    assert [str(version) for version in drained] == ["two@1"]
+
+
+def test_a_finished_request_reads_no_name_but_its_own(
+    registry: AdapterRegistry, tiny_adapters: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("one", "two", "three"):
+        registry.store.publish(tiny_adapters["r2"], name)
+    lease = registry.acquire("one")
+    read: list[str] = []
+    current = AdapterStore.current
+
+    def noted(store: AdapterStore, name: str) -> AdapterVersion:
+        read.append(name)
+        return current(store, name)
+
+    monkeypatch.setattr(AdapterStore, "current", noted)
+    lease.release()
+    assert read == ["one"]
+
+
+def test_a_version_published_anew_under_a_removed_number_is_the_new_one(
+    registry: AdapterRegistry, tiny_adapters: dict[str, Path]
+) -> None:
+    old = registry.store.publish(tiny_adapters["r2"], "face")
+    assert registry.resolve("face@1").digest == old.digest
+    registry.store.remove("face")
+    with pytest.raises(NotFound):
+        registry.resolve("face")
+    new = registry.store.publish(tiny_adapters["r4"], "face")
+    assert str(new) == "face@1" and registry.resolve("face").digest == new.digest != old.digest

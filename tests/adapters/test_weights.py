@@ -15,6 +15,8 @@ from adapters.weights import AdapterWeights, LinearShapes, read_adapter
 from tests import tiny
 
 CPU = torch.device("cpu")
+EMBEDDING = "base_model.model.model.embed_tokens."
+KEY = "base_model.model.model.layers.0.self_attn.q_proj."
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +25,8 @@ def shapes(tiny_base: Path) -> LinearShapes:
 
 
 def read(directory: Path, shapes: LinearShapes) -> AdapterWeights:
-    return read_adapter(directory, shapes, torch.float32, CPU)
+    embeddings = {"model.embed_tokens": (8192, 64)}
+    return read_adapter(directory, shapes, torch.float32, CPU, embeddings=embeddings)
 
 
 @pytest.mark.parametrize("name", ["r2", "r4", "r8", "r16"])
@@ -61,6 +64,13 @@ def rewritten(source: Path, target: Path, tensors: object = None, **config: obje
         (lambda t: {k: v for k, v in t.items() if "lora_B" not in k or "q_proj" not in k}, "incomplete"),
         (lambda t: {k: (v[:, :8].clone() if "lora_A" in k else v) for k, v in t.items()}, "another base"),
         (lambda t: {k.removeprefix("base_model.model."): v for k, v in t.items()}, "would be ignored"),
+        (lambda t: t | {KEY + "lora_magnitude_vector": torch.ones(128)}, "use_dora is not set"),
+        (lambda t: t | {KEY + "lora_B.bias": torch.ones(128)}, "lora_bias is not set"),
+        (lambda t: t | {KEY + "lora_B.old.weight": torch.ones(128, 2)}, "two tensors"),
+        (lambda t: t | {KEY + "lora_embedding_A": torch.ones(2, 64)}, "is a linear layer"),
+        (lambda t: t | {KEY + "lora_C.weight": torch.ones(2, 64)}, "would be ignored"),
+        (lambda t: t | {EMBEDDING + "token_adapter.trainable_tokens_delta": torch.ones(2, 64)}, "does not name it"),
+        (lambda t: t | {KEY.replace("self_attn", "mlp.experts.3") + "lora_A.weight": torch.ones(2, 64)}, "experts"),
     ],
 )
 def test_a_tensor_that_does_not_land_is_an_error(
@@ -71,22 +81,75 @@ def test_a_tensor_that_does_not_land_is_an_error(
 
 
 @pytest.mark.parametrize(
-    "config",
+    ("config", "words"),
     [
-        {"use_dora": True},
-        {"modules_to_save": ["lm_head"]},
-        {"bias": "all"},
-        {"peft_type": "IA3"},
-        {"target_parameters": ["x"]},
-        {"r": 3},
+        ({"use_dora": True}, "use_dora is set, but the file has nothing"),
+        ({"lora_bias": True}, "lora_bias is set, but the file has nothing"),
+        ({"use_dora": True, "lora_bias": True}, "both set"),
+        ({"modules_to_save": ["lm_head"]}, "holds nothing for it"),
+        ({"trainable_token_indices": [1, 2]}, "holds no retrained tokens"),
+        ({"bias": "some"}, "'none', 'all' and 'lora_only'"),
+        ({"peft_type": "IA3"}, "only LORA"),
+        ({"target_parameters": ["mlp.experts.gate_up_proj"]}, "target linear layers"),
+        ({"init_lora_weights": "pissa_niter_16"}, "path_initial_model_for_weight_conversion"),
+        ({"init_lora_weights": "olora"}, "changed the base's weights"),
+        ({"alora_invocation_tokens": [1]}, "train plain LoRA"),
+        ({"use_qalora": True}, "train plain LoRA"),
+        ({"enable_lora": [True, False, True]}, "newer PEFT"),
+        ({"r": 3}, "its tensors have 2"),
+        ({"r": 2.5}, "valid integer"),
     ],
-    ids=lambda config: next(iter(config)),
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
 def test_what_is_not_served_is_refused_by_name(
-    tiny_adapters: dict[str, Path], shapes: LinearShapes, tmp_path: Path, config: dict[str, object]
+    tiny_adapters: dict[str, Path], shapes: LinearShapes, tmp_path: Path, config: dict[str, object], words: str
 ) -> None:
-    with pytest.raises(Invalid):
+    with pytest.raises(Invalid, match=words):
         read(rewritten(tiny_adapters["r2"], tmp_path / "changed", **config), shapes)
+
+
+def test_a_replaced_norm_is_refused_by_name(
+    tiny_adapters: dict[str, Path], shapes: LinearShapes, tmp_path: Path
+) -> None:
+    tensors = {"base_model.model.model.norm.weight": torch.ones(64)}
+    changed = rewritten(tiny_adapters["r2"], tmp_path / "changed", lambda t: t | tensors, modules_to_save=["norm"])
+    with pytest.raises(Invalid, match=r"modules_to_save replaces 'model\.norm'; only linear layers"):
+        read(changed, shapes)
+
+
+def test_a_pickle_is_refused(tiny_adapters: dict[str, Path], shapes: LinearShapes, tmp_path: Path) -> None:
+    changed = tiny.copy(tiny_adapters["r2"], tmp_path / "changed")
+    (changed / "adapter_model.safetensors").rename(changed / "adapter_model.bin")
+    with pytest.raises(Invalid, match="pickle"):
+        read(changed, shapes)
+
+
+def older_key(key: str) -> str:
+    return f"{key}.default.weight" if key.endswith("_vector") else key.replace(".weight", ".default.weight")
+
+
+OLD_FIELDS = ("peft_type", "r", "lora_alpha", "target_modules", "bias", "task_type", "lora_dropout")
+
+
+@pytest.mark.parametrize("dora", [False, True])
+def test_files_of_older_versions_of_peft_say_the_same(
+    tiny_base: Path, shapes: LinearShapes, tmp_path: Path, dora: bool
+) -> None:
+    new = tiny.save_adapter(tmp_path / "new", tiny_base, rank=4, seed=5, targets=["q_proj", "down_proj"], use_dora=dora)
+    old = tiny.copy(new, tmp_path / "old")
+    path = old / "adapter_config.json"
+    config = {key: value for key, value in json.loads(path.read_text()).items() if key in OLD_FIELDS}
+    config |= {"r": 4.0, "lora_alpha": 8.0, "fan_in_fan_out": True, "merge_weights": False, "enable_lora": None}
+    config |= {"target_modules": r".*(q|down)_proj", "inference_mode": True} | ({"use_dora": True} if dora else {})
+    path.write_text(json.dumps(config))
+    weights = old / "adapter_model.safetensors"
+    save_file({older_key(key): tensor for key, tensor in load_file(weights).items()}, weights)
+    ours, theirs = read(old, shapes).modules, read(new, shapes).modules
+    assert set(ours) == set(theirs) and len(ours) == 4
+    for name, weights_now in theirs.items():
+        assert (ours[name].magnitude is not None) == dora
+        for part in ("a", "b", "magnitude"):
+            torch.testing.assert_close(getattr(ours[name], part), getattr(weights_now, part), atol=0, rtol=0)
 
 
 def test_the_fingerprint_survives_precision_and_sharding_but_not_training(tiny_base: Path, tmp_path: Path) -> None:

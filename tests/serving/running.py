@@ -1,6 +1,5 @@
 """A real server for tests: uvicorn on a free port, in a thread, over real services."""
 
-import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -11,7 +10,7 @@ import openai
 import uvicorn
 
 from adapters.settings import Settings
-from app import Services, build_app, build_services
+from app import Services, build_app, build_services, listen
 
 
 @dataclass
@@ -36,7 +35,7 @@ class RunningServer:
 @contextmanager
 def running_server(settings: Settings) -> Iterator[RunningServer]:
     services = build_services(settings)
-    with socket.create_server(("127.0.0.1", 0)) as listening:
+    with listen("127.0.0.1", 0) as listening:
         server = uvicorn.Server(uvicorn.Config(build_app(services), log_level="warning", timeout_graceful_shutdown=2))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()

@@ -47,3 +47,12 @@ def test_a_broken_character_at_the_end_is_shown_as_such(tokenizer: object) -> No
     detokenizer = Detokenizer(tokenizer, [])
     first_byte = tokenizer.encode("𠮷", add_special_tokens=False)[0]
     assert detokenizer.push(first_byte) == "" and detokenizer.finish() == "\ufffd"
+
+
+def test_a_text_cut_inside_a_character_ends_before_it(tokenizer: object) -> None:
+    tokens = tokenizer.encode(TEXT, add_special_tokens=False)
+    for length in range(len(tokens) + 1):
+        detokenizer = Detokenizer(tokenizer, ["never"])
+        text = "".join(detokenizer.push(token) for token in tokens[:length]) + detokenizer.finish(cut=True)
+        assert TEXT.startswith(text) and "\ufffd" not in text
+        assert text == tokenizer.decode(tokens[:length]).rstrip("\ufffd")

@@ -247,3 +247,20 @@ def test_a_failing_step_ends_its_requests_with_the_reason_and_the_engine_lives(
     assert_nothing_held(engine)
     engine.add(request("b", [5, 6, 7]))
     assert len(tokens_of(drain(engine)["b"])) == NEW_TOKENS
+
+
+def test_an_adapter_that_cannot_be_brought_in_ends_its_own_request_only(
+    tiny_base: Path, tiny_adapters: dict[str, Path]
+) -> None:
+    engine = build_engine(tiny_base)
+    version = version_of("r2", tiny_adapters["r2"])
+    engine.bank.warm(version)
+    engine.add(request("fine", [5, 6, 7]))
+    engine.step()
+    engine.add(request("gone", [5, 6, 7], mix=((version.digest, 1.0),)))
+    engine.bank.free(version.digest)
+    answers = drain(engine)
+    assert len(tokens_of(answers["fine"])) == NEW_TOKENS - 1
+    [delta] = answers["gone"]
+    assert delta.finish_reason == FinishReason.ERROR and "unloaded" in (delta.error or "")
+    assert_nothing_held(engine)

@@ -6,11 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from adapters.weights import LoRAWeights
 from serving.engine.kernels import reference
 from serving.engine.kernels.plan import AttentionPlan, AttentionSpec, PagedDecodes, Span
 from serving.engine.kv_cache import LayerCache
-from serving.engine.lora import DeviceRows, LoRALinear, RowSegment, StepAdapters, StepRows
+from serving.engine.lora import Delta, DeviceRows, LoRALinear, RowSegment, StepAdapters, StepRows
 
 pytest.importorskip("triton")
 
@@ -33,8 +32,8 @@ def lora_layer(
         for member, width in widths.items():
             if (slot, member) not in absent:
                 a = torch.randn(rank, in_features) / in_features**0.5
-                b = torch.randn(width, rank) / rank**0.5
-                layer.load(slot, member, LoRAWeights(a.to(DEVICE, dtype), b.to(DEVICE, dtype)))
+                b = torch.randn(rank, width) / rank**0.5
+                layer.load(slot, member, Delta(a.to(DEVICE, dtype), b.to(DEVICE, dtype)))
     return layer
 
 
@@ -45,7 +44,7 @@ def tolerance(dtype: torch.dtype) -> dict[str, float]:
 def assert_equal_by_rows_and_tiles(layer: LoRALinear, x: torch.Tensor, segments: list[RowSegment], width: int) -> None:
     start = torch.randn(len(x), width, device=DEVICE).to(x.dtype)
     expected = start.clone()
-    reference.add_lora(expected, x, layer, StepRows(segments, len(x)))
+    reference.add_lora(expected, x, layer, StepRows(segments))
     kernels = layer.kernels
     assert isinstance(kernels, CudaKernels)
     kernels.prepare([layer])
@@ -104,7 +103,7 @@ def test_an_adapter_loaded_later_is_found_by_a_step_recorded_before() -> None:
     layer = lora_layer({"q": 32}, 32, {1: 4}, dtype=torch.float32, absent=set())
     kernels = layer.kernels
     assert isinstance(kernels, CudaKernels)
-    x, step = torch.randn(2, 32, device=DEVICE), StepRows([RowSegment(0, 2, ((2, 1.0),))], 2)
+    x, step = torch.randn(2, 32, device=DEVICE), StepRows([RowSegment(0, 2, ((2, 1.0),))])
     rows = DeviceRows(*(torch.tensor(v, device=DEVICE) for v in ([[2], [2]], [[1.0], [1.0]])))
     out = torch.zeros(2, 32, device=DEVICE)
     kernels.prepare([layer])

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from training.extraction.commas import Commas
 from training.extraction.rules import (
     Line,
     Narration,
@@ -18,7 +19,6 @@ from training.extraction.rules import (
     read_paragraphs,
     to_alpaca,
 )
-from training.extraction.wukong import Commas
 
 WUKONG = "孙悟空"
 ALIASES = {
@@ -208,7 +208,7 @@ def test_bad_alias_option_says_what_it_should_look_like() -> None:
 def test_restored_commas_change_nothing_but_commas() -> None:
     teachers = ["宝玉道：“妹妹，你且放心，我去去就来。”", "黛玉道：“你去罢，我不留你。”"] * 20
     text = "师父你且放心老孙去去就来。"
-    restored, margin = Commas(teachers, teachers).restore(text)
+    restored, margin = Commas(teachers, teachers, ["师父"]).restore(text)
     assert restored == "师父，你且放心，老孙去去就来。"
     assert restored.replace("，", "") == text and margin > 0
 

@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 
 class Kernels(Protocol):
-    def join_linears(self, linears: Sequence[nn.Linear]) -> nn.Module: ...
+    def join_linears(self, linears: Sequence[nn.Linear], bits: int | None = None) -> nn.Module: ...
 
     def add_rms_norm(
         self, x: Tensor, added: Tensor | None, weight: Tensor, epsilon: float

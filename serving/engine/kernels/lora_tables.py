@@ -9,8 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from adapters.weights import LoRAWeights
-from serving.engine.lora import DeviceRows, LoRALinear, RowSegment
+from serving.engine.lora import Delta, DeviceRows, LoRALinear, RowSegment
 
 BLOCK_OUT = 128  # output columns of one program
 _ALIGNMENT = 16  # bytes; what the kernels promise the compiler about every matrix
@@ -34,33 +33,34 @@ class LayerTable:
         self._version = -1
         self._on_host = self.places.cpu().numpy().copy()
         # By member and slot: what is loaded there, and the matrices that `places` points to.
-        self._kept: dict[tuple[int, int], tuple[LoRAWeights, Tensor, Tensor]] = {}
+        self._kept: dict[tuple[int, int], tuple[Delta, Tensor, Tensor]] = {}
 
     def refresh(self, layer: LoRALinear) -> None:
         if layer.version == self._version:
             return
         loaded = {
-            (self._member_at[columns.start], slot): weights
-            for slot in range(1, self.num_slots + 1)
-            for columns, weights in layer.parts(slot)
+            (self._member_at[columns.start], slot): delta
+            for slot in layer.slots
+            for columns, delta in layer.parts(slot)
         }
         for member, slot in self._kept.keys() - loaded.keys():
             del self._kept[member, slot]
             self._on_host[:, member, slot] = 0
-        for (member, slot), weights in loaded.items():
+        for (member, slot), delta in loaded.items():
             known = self._kept.get((member, slot))
-            if known is None or known[0] is not weights:
-                a, b = _matrices(weights)
-                self._kept[member, slot] = (weights, a, b)
+            if known is None or known[0] is not delta:
+                a, b = _matrices(delta)
+                self._kept[member, slot] = (delta, a, b)
                 self._on_host[:, member, slot] = (a.data_ptr(), b.data_ptr(), a.shape[0])
         self.places.copy_(torch.from_numpy(self._on_host))
         self.max_rank = int(self._on_host[2].max())
         self._version = layer.version
 
 
-def _matrices(weights: LoRAWeights) -> tuple[Tensor, Tensor]:
+def _matrices(delta: Delta) -> tuple[Tensor, Tensor]:
     """A (rank, in) and B (rank, out), contiguous and aligned, copied only where they are not."""
-    return _readable(weights.a), _readable(weights.b.T)
+    assert delta.a is not None and delta.b is not None
+    return _readable(delta.a), _readable(delta.b)
 
 
 def _readable(matrix: Tensor) -> Tensor:

@@ -35,7 +35,7 @@ class AttentionPlan:
     @cached_property
     def decodes(self) -> "DecodeGroup | None":
         spans = [span for span in self.spans if span.count == 1]
-        return DecodeGroup.of(spans) if spans else None
+        return DecodeGroup(spans) if spans else None
 
     @cached_property
     def prefill_group(self) -> "PrefillGroup":
@@ -65,26 +65,37 @@ class PrefillGroup:
 
 @dataclass
 class DecodeGroup:
-    """All sequences with one query in the step, padded to the longest."""
+    """All sequences with one query in the step."""
 
-    rows: Tensor  # (n,) int64
-    slots: Tensor  # (n, longest) int64; padding points at slot 0
-    hidden: Tensor  # (n, longest) bool: True where there is only padding
+    spans: list[Span]
     _buffers: dict[tuple[str, torch.Size], Tensor] = field(default_factory=dict)
     _rows_of: dict[tuple[int, int], Tensor] = field(default_factory=dict)
 
-    @staticmethod
-    def of(spans: list[Span]) -> "DecodeGroup":
-        device = spans[0].slots.device
-        lengths = torch.tensor([span.length for span in spans], device=device)
-        slots = torch.nn.utils.rnn.pad_sequence([span.slots for span in spans], batch_first=True)
-        hidden = torch.arange(slots.shape[1], device=device) >= lengths[:, None]
-        return DecodeGroup(torch.tensor([span.row for span in spans], device=device), slots, hidden)
+    @cached_property
+    def rows(self) -> Tensor:
+        """(n,) int64: where they are in the step."""
+        return torch.tensor([span.row for span in self.spans], device=self.spans[0].slots.device)
 
     @cached_property
     def lengths(self) -> Tensor:
         """(n,) int32"""
-        return (~self.hidden).sum(dim=1, dtype=torch.int32)
+        lengths = [span.length for span in self.spans]
+        return torch.tensor(lengths, dtype=torch.int32, device=self.spans[0].slots.device)
+
+    @cached_property
+    def addresses(self) -> Tensor:
+        """(n,) int64: where each span's slots are in memory; they are contiguous."""
+        return torch.tensor([span.slots.data_ptr() for span in self.spans])
+
+    @cached_property
+    def slots(self) -> Tensor:
+        """(n, longest) int64; padding points at slot 0."""
+        return torch.nn.utils.rnn.pad_sequence([span.slots for span in self.spans], batch_first=True)
+
+    @cached_property
+    def hidden(self) -> Tensor:
+        """(n, longest) bool: True where there is only padding."""
+        return torch.arange(self.slots.shape[1], device=self.slots.device) >= self.lengths[:, None]
 
     def gather(self, cache: LayerCache) -> tuple[Tensor, Tensor]:
         """Keys and values of the group, (kv_heads, n, longest, dim) each. The memory is used again by the next

@@ -11,8 +11,9 @@ from serving.engine.kv_cache import LayerCache
 from serving.engine.lora import LoRALinear, StepRows
 
 
-def join_linears(linears: Sequence[nn.Linear]) -> nn.Module:
-    """One layer that computes all of them side by side; they read the same input."""
+def join_linears(linears: Sequence[nn.Linear], bits: int | None = None) -> nn.Module:
+    """One layer that computes all of them side by side; they read the same input. `bits`: quantise its weights, where
+    the device's kernels do that and not the loading of the base."""
     if len(linears) == 1:
         return linears[0]
     weight = torch.cat([linear.weight.detach() for linear in linears])
@@ -101,6 +102,7 @@ def add_lora(out: Tensor, x: Tensor, layer: LoRALinear, rows: StepRows) -> None:
     for segment in rows.segments:
         here = slice(segment.start, segment.end)
         for slot, scale in segment.slots:
-            for columns, weights in layer.parts(slot):
-                delta = (x[here].float() @ weights.a.float().T) @ weights.b.float().T
-                out[here, columns] += (scale * delta).to(out.dtype)
+            for columns, delta in layer.parts(slot):
+                assert delta.a is not None and delta.b is not None
+                change = (x[here].float() @ delta.a.float().T) @ delta.b.float()
+                out[here, columns] += (scale * change).to(out.dtype)

@@ -1,0 +1,1 @@
+"""Programs that measure. Run them from the repository: `python -m benchmarks.bench_serving`."""

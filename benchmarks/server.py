@@ -1,0 +1,60 @@
+"""`bianlian serve` as a process of its own, for as long as a `with` lasts."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import httpx
+
+READY_WITHIN_S = 300
+
+
+class Server:
+    """Prefix cache off, no UI. `module` may name another program with the same command line as `app`."""
+
+    def __init__(
+        self,
+        base: Path,
+        home: Path,
+        *,
+        adapters: dict[str, Path] | None = None,
+        quantize: str = "none",
+        module: str = "app",
+        environment: dict[str, str] | None = None,
+    ):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        self.url = f"http://127.0.0.1:{port}"
+        command = [sys.executable, "-m", module, "serve", "--base", str(base), "--port", str(port), "--no-ui"]
+        command += ["--quantize", quantize]
+        for name, path in (adapters or {}).items():
+            command += ["--adapter", f"{name}={path}"]
+        settings = {"BIANLIAN_HOME": str(home), "BIANLIAN_PREFIX_CACHE": "false"} | (environment or {})
+        self._process = subprocess.Popen(command, env=os.environ | settings, stdout=subprocess.DEVNULL)
+
+    def __enter__(self) -> Self:
+        deadline = time.monotonic() + READY_WITHIN_S
+        while time.monotonic() < deadline and self._process.poll() is None:
+            try:
+                if httpx.get(f"{self.url}/ready", timeout=5).status_code == 200:
+                    return self
+            except httpx.TransportError:
+                time.sleep(0.1)
+        self.close()
+        raise RuntimeError(f"the server did not become ready within {READY_WITHIN_S} s; its output is above")
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._process.send_signal(signal.SIGINT)  # as Ctrl-C: the program runs to its own end
+        self._process.wait()

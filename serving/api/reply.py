@@ -1,0 +1,148 @@
+"""What the endpoints that complete have in common: the choices of one request, collected or passed on as chunks."""
+
+import asyncio
+import time
+import uuid
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+from fastapi import Request, Response
+from fastapi.responses import JSONResponse
+
+from serving.api.errors import error_body
+from serving.api.schemas import StreamOptions
+from serving.api.streaming import event_stream, unless_disconnected
+from serving.chat import Answer, ChatService
+from serving.engine.sequence import FinishReason, TokenDelta, TokenLogprob
+
+
+@dataclass
+class Choice:
+    text: str = ""
+    tokens: int = 0
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    prompt_logprobs: Sequence[TokenLogprob | None] = ()
+    finish_reason: FinishReason | None = None
+    error: str | None = None
+    cached_tokens: int = 0
+
+    def take(self, delta: TokenDelta) -> None:
+        self.text += delta.text
+        self.tokens += len(delta.token_ids)
+        self.logprobs += delta.logprobs
+        self.prompt_logprobs = delta.prompt_logprobs or self.prompt_logprobs
+        self.finish_reason = delta.finish_reason
+        self.error = delta.error
+        self.cached_tokens = delta.cached_tokens or self.cached_tokens
+
+
+class Reply(ABC):
+    """All choices of one request. `answers` holds the choices of its first prompt, then those of the next; `n` a
+    prompt."""
+
+    id_prefix: str
+    object: str
+    chunk_object: str
+
+    def __init__(self, answers: list[Answer], tokenizer: Any, n: int):
+        self.answers = answers
+        self.tokenizer = tokenizer
+        self.n = n
+        self.choices = [Choice() for _ in answers]
+        self.id = f"{self.id_prefix}-{uuid.uuid4().hex}"
+        self.created = int(time.time())
+
+    @abstractmethod
+    def whole_choice(self, index: int) -> dict[str, Any]:
+        """The finished choice, less its index and finish reason."""
+
+    @abstractmethod
+    def opening(self, index: int) -> dict[str, Any] | None:
+        """What a choice's stream begins with, before any token; None for nothing."""
+
+    @abstractmethod
+    def part(self, index: int, delta: TokenDelta) -> dict[str, Any] | None:
+        """What one delta adds to a choice's stream; None for nothing worth sending."""
+
+    async def respond(
+        self, chat: ChatService, request: Request, *, stream: bool, options: StreamOptions | None
+    ) -> Response:
+        headers = adapter_headers(self.answers[0])
+        if stream:
+            return event_stream(self._chunks(with_usage=options is not None and options.include_usage), headers)
+        await unless_disconnected(request, self._read_all())
+        failed = next((choice.error for choice in self.choices if choice.error), None)
+        if failed:
+            status = 503 if chat.engine.draining else 500
+            return JSONResponse(error_body(failed, status), status)
+        choices = [
+            {"index": index} | self.whole_choice(index) | {"finish_reason": choice.finish_reason}
+            for index, choice in enumerate(self.choices)
+        ]
+        return JSONResponse(self._head(self.object) | {"choices": choices, "usage": self._usage()}, headers=headers)
+
+    async def _read_all(self) -> None:
+        async for _ in self._deltas():
+            pass
+
+    async def _chunks(self, *, with_usage: bool) -> AsyncIterator[dict[str, Any]]:
+        head = self._head(self.chunk_object)
+        extra = {"usage": None} if with_usage else {}
+
+        def chunk(index: int, part: dict[str, Any], reason: FinishReason | None = None) -> dict[str, Any]:
+            return head | {"choices": [{"index": index} | part | {"finish_reason": reason}]} | extra
+
+        for index in range(len(self.answers)):
+            if opening := self.opening(index):
+                yield chunk(index, opening)
+        async for index, delta in self._deltas():
+            if delta.error:
+                yield error_body(delta.error, 500)
+                return
+            if part := self.part(index, delta):
+                yield chunk(index, part, delta.finish_reason)
+        if with_usage:
+            yield head | {"choices": [], "usage": self._usage()}
+
+    async def _deltas(self) -> AsyncIterator[tuple[int, TokenDelta]]:
+        """(choice, delta) from all answers as they come; leaving early stops them all."""
+        async with AsyncExitStack() as stack:
+            merged: asyncio.Queue[tuple[int, TokenDelta]] = asyncio.Queue()
+            for index, answer in enumerate(self.answers):
+                await stack.enter_async_context(answer)
+                reader = asyncio.create_task(_pass_on(answer, lambda delta, i=index: merged.put_nowait((i, delta))))  # type: ignore[misc]
+                stack.callback(reader.cancel)
+            open_choices = len(self.answers)
+            while open_choices:
+                index, delta = await merged.get()
+                self.choices[index].take(delta)
+                open_choices -= delta.finish_reason is not None
+                yield index, delta
+
+    def _head(self, kind: str) -> dict[str, Any]:
+        return {"id": self.id, "object": kind, "created": self.created, "model": self.answers[0].model}
+
+    def _usage(self) -> dict[str, Any]:
+        """Prompt tokens are counted once for all choices; a generated end-of-turn token counts."""
+        prompt = sum(answer.prompt_tokens for answer in self.answers[:: self.n])
+        completion = sum(choice.tokens for choice in self.choices)
+        cached = sum(choice.cached_tokens for choice in self.choices[:: self.n])
+        return {
+            "prompt_tokens": prompt,
+            "completion_tokens": completion,
+            "total_tokens": prompt + completion,
+            "prompt_tokens_details": {"cached_tokens": cached},
+        }
+
+
+def adapter_headers(answer: Answer) -> dict[str, str]:
+    headers = {"x-bianlian-adapter": answer.adapter}
+    return headers | ({"x-bianlian-digest": answer.digest} if answer.digest else {})
+
+
+async def _pass_on(answer: Answer, put: Callable[[TokenDelta], None]) -> None:
+    async for delta in answer:
+        put(delta)

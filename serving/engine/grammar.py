@@ -1,0 +1,156 @@
+"""Grammars: answers that must be JSON of a schema, match a regular expression, or be one of some choices.
+
+llguidance does the parsing, behind this file alone. A grammar is compiled once; each answer then has a Matcher,
+which knows the tokens that may come next. What is done with that is the sampler's and the engine's business."""
+
+import json
+import os
+import re
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Literal
+
+import torch
+from llguidance import LLExecutor, LLMatcher, LLTokenizer
+from torch import Tensor
+
+from adapters.errors import Invalid
+
+GrammarKind = Literal["json_schema", "json_object", "regex", "choice"]
+KEPT = 64  # compiled grammars
+
+# Between two JSON tokens: as JSON is written, on one line or indented. Were there no end to it, a weak model would say
+# nothing but spaces until its length is reached.
+_WHITESPACE = r" |\r?\n[ \t]{0,32}"
+
+
+@dataclass(frozen=True)
+class Grammar:
+    """`text` is the schema as JSON, the regular expression, or the choices as a JSON list; "" for json_object."""
+
+    kind: GrammarKind
+    text: str = ""
+
+
+class Matcher:
+    """How far one answer is in its grammar. Belongs to the sequence and outlives its keys and values."""
+
+    def __init__(self, state: LLMatcher):
+        self.state = state
+
+    def take(self, token_id: int) -> None:
+        self.state.consume_token(token_id)
+
+    @property
+    def stopped(self) -> bool:
+        """The answer is complete: nothing but the end of turn could follow."""
+        return self.state.is_stopped()
+
+    @property
+    def error(self) -> str | None:
+        """Why the parser gave up (a limit of its own, mostly); after that the answer cannot be continued."""
+        return _reason(self.state.get_error()) if self.state.is_error() else None
+
+
+class GrammarCompiler:
+    """Grammar → Matcher, for one tokenizer and logits `vocab_size` wide. Any thread may call."""
+
+    def __init__(self, tokenizer: Any, vocab_size: int, stop_token_ids: frozenset[int]):
+        self._tokenizer = tokenizer
+        self._vocab_size = vocab_size
+        self._stop_token_ids = sorted(stop_token_ids)
+        self._adopted: LLTokenizer | None = None
+        self._adopting = threading.Lock()
+        # Held for a look only: the engine's thread must not wait for somebody else's schema to compile.
+        self._lock = threading.Lock()
+        self._compiled: OrderedDict[Grammar, LLMatcher] = OrderedDict()
+
+    def matcher(self, grammar: Grammar) -> Matcher:
+        """A new matcher at the grammar's beginning. Compiles a grammar not seen lately, which may take a second.
+
+        Raises Invalid with llguidance's reason for a grammar, or a tokenizer, that it cannot take."""
+        with self._lock:
+            compiled = self._compiled.get(grammar)
+            if compiled is not None:
+                self._compiled.move_to_end(grammar)
+        if compiled is None:
+            compiled = self._compile(grammar)
+            with self._lock:
+                self._compiled[grammar] = compiled
+                while len(self._compiled) > KEPT:
+                    self._compiled.popitem(last=False)
+        return Matcher(compiled.deep_copy())
+
+    def _compile(self, grammar: Grammar) -> LLMatcher:
+        tokenizer = self._adopt()
+        try:
+            compiled = LLMatcher(tokenizer, _source(grammar), log_level=0)
+        except ValueError as error:
+            raise _refused(grammar, str(error)) from error
+        compiled.compute_bitmask()  # most of the work, and of the limits, come with the first mask
+        if compiled.is_error():
+            raise _refused(grammar, compiled.get_error())
+        return compiled
+
+    def _adopt(self) -> LLTokenizer:
+        """The tokenizer as llguidance sees it; made at the first grammar, in about a second for a large one."""
+        with self._adopting:
+            if self._adopted is None:
+                from llguidance.hf import from_tokenizer
+
+                try:
+                    self._adopted = from_tokenizer(
+                        self._tokenizer, n_vocab=self._vocab_size, eos_token=self._stop_token_ids
+                    )
+                except ValueError as error:
+                    raise Invalid(
+                        f"this model's tokenizer cannot be used for structured output ({_reason(str(error))}); "
+                        "ask in the prompt instead",
+                        code="unsupported_parameter",
+                    ) from error
+            return self._adopted
+
+
+def allowed_tokens(matchers: Sequence[Matcher], vocab_size: int, device: torch.device) -> Tensor:
+    """(matchers, vocabulary), True where the token may come next. Never a row of False alone: an answer that is
+    complete, or whose parser gave up, may end its turn."""
+    words = -(-vocab_size // 32)
+    bits = torch.empty(len(matchers), words, dtype=torch.int32)
+    todo = [(matcher.state, row) for row, matcher in enumerate(matchers)]
+    # Without the GIL, and on several cores when there are several.
+    _executor().unsafe_compute_mask_ptr(todo, bits.data_ptr(), words * 4, len(matchers))
+    single = bits.to(device)[:, :, None] >> torch.arange(32, dtype=torch.int32, device=device)
+    return (single & 1).bool().flatten(1)[:, :vocab_size]
+
+
+@cache
+def _executor() -> LLExecutor:
+    return LLExecutor(num_threads=max(1, min(8, (os.cpu_count() or 2) // 2)))
+
+
+def _source(grammar: Grammar) -> str:
+    """In llguidance's own language. ValueError when the text is not even JSON where it must be."""
+    match grammar.kind:
+        case "regex":
+            return LLMatcher.grammar_from_regex(grammar.text)
+        case "choice":
+            quoted = [json.dumps(choice, ensure_ascii=False) for choice in json.loads(grammar.text)]
+            # One terminal, so that thousands of choices are one automaton and not as many rules to keep open.
+            return LLMatcher.grammar_from_lark("start: CHOICE\nCHOICE: " + " | ".join(quoted))
+        case "json_object":
+            return LLMatcher.grammar_from_json_schema('{"type": "object"}', {"whitespace_pattern": _WHITESPACE})
+        case "json_schema":
+            return LLMatcher.grammar_from_json_schema(grammar.text, {"whitespace_pattern": _WHITESPACE})
+
+
+def _refused(grammar: Grammar, message: str) -> Invalid:
+    return Invalid(f"this {grammar.kind} cannot be followed: {_reason(message)}", param=grammar.kind)
+
+
+def _reason(message: str) -> str:
+    """The sentence that matters of llguidance's several lines."""
+    explained = re.findall(r"^error: (.+)$", message, flags=re.MULTILINE)
+    return str(explained[-1]) if explained else message.strip().splitlines()[0].rpartition("(in regex): ")[2]
