@@ -19,7 +19,8 @@ def test_the_acceptance_script_runs_from_end_to_end_without_a_gpu(tmp_path: Path
     result = json.loads(out.read_text(encoding="utf-8"))
     assert done.returncode == 0, result["failures"]
     holds = {f["name"]: f["holds"] for f in result["figures"] if f["target"] == "holds"}
-    assert holds == {"engine = PEFT, greedy, float32": True, "transformers answered in full": True}
+    assert all(holds.values()), holds
+    assert {"engine = PEFT, greedy, float32", "transformers answered in full"} <= holds.keys()
     assert "ours / PEFT mixed batch" in done.stdout
 
 
