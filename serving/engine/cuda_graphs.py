@@ -137,6 +137,8 @@ class DecodeGraphs:
             module for module in model.modules() if isinstance(module, LoRAEmbedding)
         ]
         self._captured: dict[Shape, Step] = {}
+        self._versions: list[int] = []  # of the layers, when last looked at
+        self._dense: set[int] = set()  # slots with more than a low-rank part somewhere
 
     def run(self, batch: Batch, segments: Sequence[RowSegment]) -> Tensor | None:
         """Logits (rows of `batch`, vocabulary), valid until the next step; None when the step must run without a
@@ -147,17 +149,24 @@ class DecodeGraphs:
         if width > ADAPTERS[-1]:
             return None
         if width:
+            self._note_changes()
             used = {slot for segment in segments for slot, _ in segment.slots}
-            dense = [layer.dense_slots for layer in self.layers] + [layer.dense_slots for layer in self.embeddings]
-            if any(not slots.isdisjoint(used) for slots in dense):
+            if not all(slots.isdisjoint(used) for slots in (self._dense, *(e.dense_slots for e in self.embeddings))):
                 return None
-            self.kernels.prepare(self.layers)
         adapters = next(most for most in ADAPTERS if most >= width)
         shape = Shape(round_up_rows(len(batch)), adapters, self.kernels.rank if width else 0)
         self.inputs.fill(batch, segments, shape.rows)
         if shape not in self._captured:
             self._captured[shape] = self.record(lambda: self._forward(shape))
         return self._captured[shape]()[: len(batch)]
+
+    def _note_changes(self) -> None:
+        """Learn what was loaded and unloaded since the last step: a look at each layer, as it is made in every step."""
+        versions = [layer.version for layer in self.layers]
+        if versions != self._versions:
+            self._versions = versions
+            self._dense = {slot for layer in self.layers for slot in layer.dense_slots}
+            self.kernels.prepare(self.layers)
 
     def _forward(self, shape: Shape) -> Tensor:
         """One decoding step from the input matrix, without a value that the host must know."""

@@ -19,6 +19,7 @@ from serving.engine.kernels import CapturingKernels, reference
 from serving.engine.lora import LoRALinear, RowSegment
 from serving.engine.sequence import Chunk
 from serving.engine.sequence import Sequence as Running
+from tests import tiny
 from tests.serving.test_engine import assert_nothing_held, drain, random_prompts, request, tokens_of, version_of
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -90,6 +91,21 @@ def test_captured_steps_answer_like_plain_ones(tiny_base: Path, tiny_adapters: d
     captured.runner.graphs = graphs_of(captured, record)
     assert answers(captured, tiny_adapters, 20, 8) == expected
     assert 2 < len(recorded) < 12  # each shape once, not each step
+
+
+def test_an_adapter_with_more_than_a_low_rank_part_runs_without_a_graph(
+    tiny_base: Path, tiny_adapters: dict[str, Path], tmp_path: Path
+) -> None:
+    dora = tiny.save_adapter(tmp_path / "dora", tiny_base, rank=4, seed=9, use_dora=True)
+    adapters = {"dora": dora, "r2": tiny_adapters["r2"]}
+    plain, captured = build_engine(tiny_base, PlainKernels()), build_engine(tiny_base, PlainKernels())
+    plain.runner.graphs = None
+    graphs = captured.runner.graphs = graphs_of(captured, lambda step: step)
+    assert answers(captured, adapters, 8, 4) == answers(plain, adapters, 8, 4)
+    [slot] = {slot for layer in graphs.layers for slot in layer.dense_slots}
+    chunk = decoding(3, [0])
+    assert graphs.run([chunk], [RowSegment(0, 1, ((slot, 1.0),))]) is None
+    assert graphs.run([chunk], []) is not None
 
 
 @pytest.mark.slow

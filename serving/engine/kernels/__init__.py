@@ -42,8 +42,7 @@ class CapturingKernels(Kernels, Protocol):
     rank: int  # room for adapters' ranks that a step captured now will have
 
     def prepare(self, layers: Sequence[LoRALinear]) -> None:
-        """Before a captured step is repeated: make known what was loaded into `layers`, always the same ones, in the
-        meantime."""
+        """Before a captured step is repeated: make known what was loaded into `layers` in the meantime."""
 
 
 def kernels_for(device: torch.device, num_slots: int) -> Kernels:

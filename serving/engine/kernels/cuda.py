@@ -32,7 +32,6 @@ class CudaKernels:
         self.num_slots = num_slots
         self.rank = _rounded(0)  # room for every adapter loaded anywhere
         self._tables: dict[LoRALinear, LayerTable] = {}
-        self._prepared: list[int] = []  # the layers' versions
         self._step: tuple[StepRows, DeviceRows | Tiles] | None = None  # the last rows seen, as device memory
         # Twice the multiprocessors: enough programs to fill them while some wait for memory.
         self._programs = 1
@@ -71,10 +70,7 @@ class CudaKernels:
 
     def prepare(self, layers: Sequence[LoRALinear]) -> None:
         """Bring the tables of all `layers` up to date, as steps told by DeviceRows need it."""
-        versions = [layer.version for layer in layers]
-        if versions != self._prepared:
-            self.rank = _rounded(max(self._refreshed(layer).max_rank for layer in layers))
-            self._prepared = versions
+        self.rank = _rounded(max(self._refreshed(layer).max_rank for layer in layers))
 
     def _refreshed(self, layer: LoRALinear) -> LayerTable:
         table = self._tables.get(layer)
