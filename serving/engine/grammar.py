@@ -11,13 +11,16 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from llguidance import LLExecutor, LLMatcher, LLTokenizer
 from torch import Tensor
 
 from adapters.errors import Invalid
+
+if TYPE_CHECKING:
+    # Imported at the first grammar: an engine that is asked for none runs without it.
+    from llguidance import LLExecutor, LLMatcher, LLTokenizer
 
 GrammarKind = Literal["json_schema", "json_object", "regex", "choice"]
 KEPT = 64  # compiled grammars
@@ -38,7 +41,7 @@ class Grammar:
 class Matcher:
     """How far one answer is in its grammar. Belongs to the sequence and outlives its keys and values."""
 
-    def __init__(self, state: LLMatcher):
+    def __init__(self, state: "LLMatcher"):
         self.state = state
 
     def take(self, token_id: int) -> None:
@@ -84,7 +87,9 @@ class GrammarCompiler:
                     self._compiled.popitem(last=False)
         return Matcher(compiled.deep_copy())
 
-    def _compile(self, grammar: Grammar) -> LLMatcher:
+    def _compile(self, grammar: Grammar) -> "LLMatcher":
+        from llguidance import LLMatcher
+
         tokenizer = self._adopt()
         try:
             compiled = LLMatcher(tokenizer, _source(grammar), log_level=0)
@@ -95,7 +100,7 @@ class GrammarCompiler:
             raise _refused(grammar, compiled.get_error())
         return compiled
 
-    def _adopt(self) -> LLTokenizer:
+    def _adopt(self) -> "LLTokenizer":
         """The tokenizer as llguidance sees it; made at the first grammar, in about a second for a large one."""
         with self._adopting:
             if self._adopted is None:
@@ -127,12 +132,16 @@ def allowed_tokens(matchers: Sequence[Matcher], vocab_size: int, device: torch.d
 
 
 @cache
-def _executor() -> LLExecutor:
+def _executor() -> "LLExecutor":
+    from llguidance import LLExecutor
+
     return LLExecutor(num_threads=max(1, min(8, (os.cpu_count() or 2) // 2)))
 
 
 def _source(grammar: Grammar) -> str:
     """In llguidance's own language. ValueError when the text is not even JSON where it must be."""
+    from llguidance import LLMatcher
+
     match grammar.kind:
         case "regex":
             return LLMatcher.grammar_from_regex(grammar.text)

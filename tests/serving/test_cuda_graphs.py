@@ -3,10 +3,12 @@ capturing itself (buckets, filling up, what a repeated step reads) is the same."
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from adapters.base_model import load_base
 from adapters.settings import Settings
@@ -138,6 +140,41 @@ def test_a_row_follows_its_sequence_through_growth_and_preemption() -> None:
     chunk.sequence.blocks = [7, 8, 0]  # released, and given others
     inputs.fill([chunk], [], 1)
     assert inputs.decodes(1).blocks[0, :3].tolist() == [7, 8, 0]
+
+
+class Watched(TorchDispatchMode):
+    """Notes operations that need the host to know a value on the device, or the device one of the host's: a step with
+    such an operation cannot be captured."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        masks = name.startswith("index") and any(
+            t is not None and t.dtype == torch.bool for t in (args[1] if isinstance(args[1], list) else [])
+        )
+        if masks or name in {"_local_scalar_dense", "nonzero", "equal", "is_nonzero", "lift_fresh", "unique_dim"}:
+            self.found.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="a GPU says so itself, when it captures")
+def test_a_captured_step_never_waits_for_the_device(tiny_base: Path, tiny_adapters: dict[str, Path]) -> None:
+    cuda = pytest.importorskip("serving.engine.kernels.cuda")
+    engine = build_engine(tiny_base, cuda.CudaKernels(torch.device(DEVICE), 16))
+    watched = Watched()
+
+    def record(step: Callable[[], Tensor]) -> Callable[[], Tensor]:
+        step()  # sets up
+        with watched:
+            step()
+        return step
+
+    engine.runner.graphs = graphs_of(engine, record)
+    answers(engine, {"r2": tiny_adapters["r2"]}, 1, 2)
+    assert engine.runner.graphs._captured and watched.found == []
 
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="needs a CUDA GPU")

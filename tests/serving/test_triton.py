@@ -106,6 +106,7 @@ def test_an_adapter_loaded_later_is_found_by_a_step_recorded_before() -> None:
     x, step = torch.randn(2, 32, device=DEVICE), StepRows([RowSegment(0, 2, ((2, 1.0),))])
     rows = DeviceRows(*(torch.tensor(v, device=DEVICE) for v in ([[2], [2]], [[1.0], [1.0]])))
     out = torch.zeros(2, 32, device=DEVICE)
+    kernels.prepare([layer])
     kernels.add_lora(out, x, layer, rows)
     assert not out.any()
     for seed in (3, 4):
@@ -114,10 +115,12 @@ def test_an_adapter_loaded_later_is_found_by_a_step_recorded_before() -> None:
         layer.load(2, "q", weights)
         expected, out = torch.zeros(2, 32, device=DEVICE), torch.zeros(2, 32, device=DEVICE)
         reference.add_lora(expected, x, layer, step)
+        kernels.prepare([layer])
         kernels.add_lora(out, x, layer, rows)
         torch.testing.assert_close(out, expected, msg=lambda text, seed=seed: f"load {seed}: {text}")
     layer.unload(2)
     out = torch.zeros(2, 32, device=DEVICE)
+    kernels.prepare([layer])
     kernels.add_lora(out, x, layer, rows)
     assert not out.any()
 

@@ -39,12 +39,11 @@ class CapturingKernels(Kernels, Protocol):
     """Kernels that can be told by device memory alone where everything is, so that a decoding step can be captured once
     and repeated: their `attend` takes PagedDecodes, their `add_lora` DeviceRows."""
 
-    @property
-    def rank(self) -> int:
-        """Room for adapters' ranks that a step captured now will have."""
+    rank: int  # room for adapters' ranks that a step captured now will have
 
     def prepare(self, layers: Sequence[LoRALinear]) -> None:
-        """Before a captured step is repeated: make known what was loaded into `layers` in the meantime."""
+        """Before a captured step is repeated: make known what was loaded into `layers`, always the same ones, in the
+        meantime."""
 
 
 def kernels_for(device: torch.device, num_slots: int) -> Kernels:

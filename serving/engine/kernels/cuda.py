@@ -30,7 +30,9 @@ class CudaKernels:
     def __init__(self, device: torch.device, num_slots: int):
         self.device = device
         self.num_slots = num_slots
+        self.rank = _rounded(0)  # room for every adapter loaded anywhere
         self._tables: dict[LoRALinear, LayerTable] = {}
+        self._prepared: list[int] = []  # the layers' versions
         self._step: tuple[StepRows, DeviceRows | Tiles] | None = None  # the last rows seen, as device memory
         # Twice the multiprocessors: enough programs to fill them while some wait for memory.
         self._programs = 1
@@ -68,14 +70,11 @@ class CudaKernels:
                 add_by_rows(out, x, table, here, rank)
 
     def prepare(self, layers: Sequence[LoRALinear]) -> None:
-        """Bring the tables of all `layers` up to date, as a captured step needs before it is repeated."""
-        for layer in layers:
-            self._refreshed(layer)
-
-    @property
-    def rank(self) -> int:
-        """What a captured step must have room for: the largest rank loaded anywhere, rounded up to a power of two."""
-        return _rounded(max((table.max_rank for table in self._tables.values()), default=0))
+        """Bring the tables of all `layers` up to date, as steps told by DeviceRows need it."""
+        versions = [layer.version for layer in layers]
+        if versions != self._prepared:
+            self.rank = _rounded(max(self._refreshed(layer).max_rank for layer in layers))
+            self._prepared = versions
 
     def _refreshed(self, layer: LoRALinear) -> LayerTable:
         table = self._tables.get(layer)
@@ -94,6 +93,7 @@ class CudaKernels:
 
 
 def _rounded(rank: int) -> int:
+    """Up to a power of two, so that few variants of the kernels and graphs are made."""
     return max(16, 1 << (rank - 1).bit_length())
 
 

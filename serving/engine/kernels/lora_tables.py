@@ -31,22 +31,29 @@ class LayerTable:
         )
         self._member_at = {start: member for member, start in enumerate(starts)}
         self._version = -1
-        self._kept: list[Tensor] = []  # the matrices that `places` points to
+        self._on_host = self.places.cpu().numpy().copy()
+        # By member and slot: what is loaded there, and the matrices that `places` points to.
+        self._kept: dict[tuple[int, int], tuple[Delta, Tensor, Tensor]] = {}
 
     def refresh(self, layer: LoRALinear) -> None:
         if layer.version == self._version:
             return
-        places = torch.zeros(self.places.shape, dtype=torch.int64)
-        kept: list[Tensor] = []
-        for slot in range(1, self.num_slots + 1):
-            for columns, delta in layer.parts(slot):
+        loaded = {
+            (self._member_at[columns.start], slot): delta
+            for slot in layer.slots
+            for columns, delta in layer.parts(slot)
+        }
+        for member, slot in self._kept.keys() - loaded.keys():
+            del self._kept[member, slot]
+            self._on_host[:, member, slot] = 0
+        for (member, slot), delta in loaded.items():
+            known = self._kept.get((member, slot))
+            if known is None or known[0] is not delta:
                 a, b = _matrices(delta)
-                kept += [a, b]
-                member = self._member_at[columns.start]
-                places[:, member, slot] = torch.tensor([a.data_ptr(), b.data_ptr(), a.shape[0]])
-        self.places.copy_(places)
-        self.max_rank = int(places[2].max())
-        self._kept = kept
+                self._kept[member, slot] = (delta, a, b)
+                self._on_host[:, member, slot] = (a.data_ptr(), b.data_ptr(), a.shape[0])
+        self.places.copy_(torch.from_numpy(self._on_host))
+        self.max_rank = int(self._on_host[2].max())
         self._version = layer.version
 
 

@@ -136,7 +136,7 @@ def _expand_rows(
     row = tl.program_id(0)
     block = blocks + tl.program_id(1) * 4
     member = tl.load(block)
-    begin = tl.load(block + 2)
+    begin = tl.multiple_of(tl.load(block + 2), ALIGNED)
     width = tl.multiple_of(tl.load(block + 3) - begin, ALIGNED)
     offset = tl.multiple_of(tl.load(block + 1) - begin, BLOCK_OUT)
     columns = offset + tl.arange(0, BLOCK_OUT)  # of the member
@@ -237,7 +237,7 @@ def _expand_tiles(
     tile = tl.program_id(0)
     block = blocks + tl.program_id(1) * 4
     member = tl.load(block)
-    begin = tl.load(block + 2)
+    begin = tl.multiple_of(tl.load(block + 2), ALIGNED)
     width = tl.multiple_of(tl.load(block + 3) - begin, ALIGNED)
     offset = tl.multiple_of(tl.load(block + 1) - begin, BLOCK_OUT)
     columns = offset + tl.arange(0, BLOCK_OUT)
