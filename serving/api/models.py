@@ -1,7 +1,7 @@
 """GET /v1/models, and loading and unloading adapters by path (vLLM's endpoints)."""
 
-from dataclasses import asdict
 import asyncio
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
