@@ -109,6 +109,12 @@ class Reply(ABC):
 
     async def _deltas(self) -> AsyncIterator[tuple[int, TokenDelta]]:
         """(choice, delta) from all answers as they come; leaving early stops them all."""
+        if len(self.answers) == 1:  # nothing to merge: a task and a queue fewer for every token
+            async with self.answers[0] as answer:
+                async for delta in answer:
+                    self.choices[0].take(delta)
+                    yield 0, delta
+            return
         async with AsyncExitStack() as stack:
             merged: asyncio.Queue[tuple[int, TokenDelta]] = asyncio.Queue()
             for index, answer in enumerate(self.answers):

@@ -75,6 +75,7 @@ class StepRows:
     def __init__(self, segments: Sequence[RowSegment] = ()):
         self._segments = segments
         self._entries: dict[int, Tensor] = {}
+        self._longer: dict[int, list[RowSegment]] = {}
 
     @property
     def segments(self) -> Sequence[RowSegment]:
@@ -85,7 +86,9 @@ class StepRows:
         return tuple(sorted({slot for segment in self.segments for slot, _ in segment.slots}))
 
     def longer_than(self, rows: int) -> list[RowSegment]:
-        return [segment for segment in self.segments if segment.end - segment.start > rows]
+        if rows not in self._longer:
+            self._longer[rows] = [segment for segment in self.segments if segment.end - segment.start > rows]
+        return self._longer[rows]
 
     def entries(self, most_rows: int) -> Tensor:
         """(count, 4) int64: start, end, slot and the bits of the strength (float64) of each adapter on each segment of

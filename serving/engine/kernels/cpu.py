@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from serving.engine.kernels import native, reference
+from serving.engine.kernels.native import NativeKernels
 from serving.engine.kernels.plan import AttentionPlan, AttentionSpec, DecodeGroup, Span
 from serving.engine.kernels.quantized import Int4Linear, Int8Linear
 from serving.engine.kernels.reference import joined_bias
@@ -162,14 +163,14 @@ def _decode_grouped(query: Tensor, cache: LayerCache, group: DecodeGroup, scale:
 
 
 def add_lora(out: Tensor, x: Tensor, layer: LoRALinear, rows: StepRows) -> None:
+    table = _table(layer, rows)
     kernels = native.load()
-    widths = [columns.stop - columns.start for columns in layer.columns.values()]
-    if kernels is None or not kernels.fits(out, x.shape[1], *widths):
+    if kernels is None or not table.fits:
         _add_segments(out, x, layer, rows.segments)
         return
     entries = rows.entries(_SHORT_ROWS)
     if len(entries):
-        kernels.add_lora(out, x, entries, _table(layer, rows).members)
+        kernels.add_lora(out, x, entries, table.members)
     _add_segments(out, x, layer, rows.longer_than(_SHORT_ROWS))
 
 
@@ -188,6 +189,11 @@ class _SlotTable:
     def __init__(self, layer: LoRALinear, num_slots: int):
         self.version = layer.version
         self.num_slots = num_slots
+        widths = [columns.stop - columns.start for columns in layer.columns.values()]
+        parts = [delta for slot in layer.slots for _, delta in layer.parts(slot)]
+        self.fits = all(
+            delta.a is not None and NativeKernels.fits(delta.a, delta.a.shape[1], *widths) for delta in parts
+        )
         kept = torch.zeros(len(layer.columns), 3, num_slots, dtype=torch.int64)  # a, b, rank
         numbers = {columns.start: number for number, columns in enumerate(layer.columns.values())}
         for slot in layer.slots:

@@ -274,8 +274,10 @@ void add_lora(T* out, const T* x, int64_t in, int64_t out_stride, const Entry* e
         const Entry* entry;
         const Member* member;
         int64_t rank, at;  // first of its values in `low`: (rows, rank)
-        int64_t units;     // ranks of all before it
+        int64_t units;     // bundles of ranks of all before it
     };
+    constexpr int BUNDLE = 4;  // ranks that share each load of x
+    constexpr int PARTS = 16;  // vectors of a row of B that are read together: long runs are what memory gives fast
     std::vector<Low> lows;
     int64_t size = 0, units = 0;
     for (int64_t m = 0; m < num_members; m++)
@@ -284,7 +286,7 @@ void add_lora(T* out, const T* x, int64_t in, int64_t out_stride, const Entry* e
             if (!rank) continue;
             lows.push_back({entries + e, members + m, rank, size, units});
             size += rank * (entries[e].end - entries[e].start);
-            units += rank;
+            units += (rank + BUNDLE - 1) / BUNDLE;
         }
     if (lows.empty()) return;
     std::vector<float> low(size);
@@ -295,35 +297,40 @@ void add_lora(T* out, const T* x, int64_t in, int64_t out_stride, const Entry* e
             size_t l = lows.size() - 1;
             while (lows[l].units > unit) l--;
             const Low& here = lows[l];
-            const int64_t k = unit - here.units;
+            const int64_t k = (unit - here.units) * BUNDLE;
+            const int count = here.rank - k < BUNDLE ? (int)(here.rank - k) : BUNDLE;
             const T* a = (const T*)here.member->a[here.entry->slot] + k * in;
+            const float strength = (float)here.entry->strength;
             for (int64_t row = here.entry->start; row < here.entry->end; row++) {
                 const T* from = x + row * in;
-                F s0{}, s1{};
-                int64_t i = 0;
-                for (; i + 2 * W <= in; i += 2 * W) {
-                    s0 += load(a + i) * load(from + i);
-                    s1 += load(a + i + W) * load(from + i + W);
-                }
-                if (i < in) s0 += load(a + i) * load(from + i);
-                low[here.at + (row - here.entry->start) * here.rank + k] = sum(s0 + s1) * (float)here.entry->strength;
+                F s[BUNDLE] = {};
+                if (count == BUNDLE)
+                    for (int64_t i = 0; i < in; i += W) {
+                        const F v = load(from + i);
+                        for (int j = 0; j < BUNDLE; j++) s[j] += load(a + j * in + i) * v;
+                    }
+                else
+                    for (int64_t i = 0; i < in; i += W)
+                        for (int j = 0; j < count; j++) s[j] += load(a + j * in + i) * load(from + i);
+                float* to = low.data() + here.at + (row - here.entry->start) * here.rank + k;
+                for (int j = 0; j < count; j++) to[j] = sum(s[j]) * strength;
             }
         }
         for (int64_t m = 0; m < num_members; m++) {
             const Member& member = members[m];
 #pragma omp for schedule(static) nowait
-            for (int64_t j = 0; j < member.width; j += 4 * W) {
-                const int parts = member.width - j >= 4 * W ? 4 : (int)((member.width - j) / W);
+            for (int64_t j = 0; j < member.width; j += PARTS * W) {
+                const int parts = member.width - j >= PARTS * W ? PARTS : (int)((member.width - j) / W);
                 for (const Low& here : lows) {
                     if (here.member != &member) continue;
                     const T* b = (const T*)member.b[here.entry->slot] + j;
                     for (int64_t row = here.entry->start; row < here.entry->end; row++) {
                         const float* l = low.data() + here.at + (row - here.entry->start) * here.rank;
                         T* to = out + row * out_stride + member.column + j;
-                        F s[4] = {};
-                        if (parts == 4)
+                        F s[PARTS] = {};
+                        if (parts == PARTS)
                             for (int64_t k = 0; k < here.rank; k++)
-                                for (int p = 0; p < 4; p++) s[p] += l[k] * load(b + k * member.width + p * W);
+                                for (int p = 0; p < PARTS; p++) s[p] += l[k] * load(b + k * member.width + p * W);
                         else
                             for (int64_t k = 0; k < here.rank; k++)
                                 for (int p = 0; p < parts; p++) s[p] += l[k] * load(b + k * member.width + p * W);
