@@ -60,6 +60,12 @@ class Services:
 
 def build_services(settings: Settings, base: BaseModel | None = None) -> Services:
     """Load the base and start the engine. Raises BianlianError for a base or adapter that cannot be served."""
+    from serving.own_thread import run_on_own_thread
+
+    return run_on_own_thread(_build_services, settings, base)
+
+
+def _build_services(settings: Settings, base: BaseModel | None) -> Services:
     from adapters.base_model import load_base, pick_device
     from adapters.peft_config import read_config
     from adapters.registry import AdapterRegistry
@@ -271,9 +277,10 @@ def demo(
     from adapters.samples import PERSONAS, shipped_samples
     from adapters.settings import load_settings
     from adapters.store import AdapterStore
+    from serving.own_thread import run_on_own_thread
 
     settings = load_settings(port=port)
-    base = load_base(device=settings.device, dtype=settings.dtype)
+    base = run_on_own_thread(load_base, device=settings.device, dtype=settings.dtype)
     store = AdapterStore(settings.store)
     shipped = {directory.name for directory in shipped_samples(base.fingerprint)}
     if DEMO_PERSONA not in shipped and not store.numbers(DEMO_PERSONA):

@@ -20,6 +20,7 @@ from adapters.renderer import ChatRenderer, Message
 from serving.async_engine import AsyncEngine, TokenStream
 from serving.engine.effect import Effect
 from serving.engine.sequence import AdapterMix, Request, SamplingParams, TokenDelta
+from serving.own_thread import on_own_thread
 
 MAX_SCALE = 2.0
 
@@ -109,7 +110,7 @@ class ChatService:
                     undo.callback(self._end_lease, lease)
                 for lease, _ in leases:
                     if bank.status(lease.version.digest) == "cold":
-                        await asyncio.to_thread(bank.warm, lease.version)
+                        await on_own_thread(bank.warm, lease.version)
                 bank.require_room([lease.version.digest for lease, _ in leases])
                 # In a thread: tokenising a long conversation takes a while, and other answers are streaming.
                 request = await asyncio.to_thread(self._request, turn, leases)
@@ -139,9 +140,9 @@ class ChatService:
         """Offer the PEFT directory under `name`, its weights already in memory. Raises what is wrong with it; then
         nothing has changed."""
         bank = self.engine.engine.bank
-        await asyncio.to_thread(bank.check, directory)
+        await on_own_thread(bank.check, directory)
         version = self.registry.attach(name, directory, replace=replace)
-        await asyncio.to_thread(bank.warm, version)
+        await on_own_thread(bank.warm, version)
         if self.engine.alive:
             await self.engine.call(partial(self._measure, version))
         return version
@@ -169,7 +170,7 @@ class ChatService:
         """Bring the adapter's weights into memory before somebody asks for it."""
         lease = self.registry.acquire(name)  # so that its memory is freed when the name moves on
         try:
-            await asyncio.to_thread(self.engine.engine.bank.warm, lease.version)
+            await on_own_thread(self.engine.engine.bank.warm, lease.version)
         finally:
             lease.release()
         return lease.version
