@@ -176,7 +176,7 @@ class LoRALinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.base(x)
         rows = self.step.head if self.is_head else self.step.rows
-        if not self._dense.keys().isdisjoint(rows.slots):
+        if self._dense and not self._dense.keys().isdisjoint(rows.slots):
             self._add_dense(out.view(-1, out.shape[-1]), x.reshape(-1, x.shape[-1]), rows)
         if rows.concern(self._low_rank):
             self.kernels.add_lora(out.view(-1, out.shape[-1]), x.reshape(-1, x.shape[-1]), self, rows)
