@@ -267,6 +267,39 @@ struct Member {  // one linear layer of a joined product; a, b, rank by slot
     const int64_t *a, *b, *rank;
 };
 
+// low (ROWS, BUNDLE) = strength · x aᵀ: each vector of x and of a is read once for all.
+template <class T, int ROWS, int BUNDLE>
+inline void shrink(float* low, int64_t low_stride, const T* x, const T* a, int64_t in, float strength) {
+    F s[ROWS][BUNDLE] = {};
+    for (int64_t i = 0; i < in; i += W) {
+        F v[BUNDLE];
+        for (int j = 0; j < BUNDLE; j++) v[j] = load(a + j * in + i);
+        for (int r = 0; r < ROWS; r++) {
+            const F u = load(x + r * in + i);
+            for (int j = 0; j < BUNDLE; j++) s[r][j] += v[j] * u;
+        }
+    }
+    for (int r = 0; r < ROWS; r++)
+        for (int j = 0; j < BUNDLE; j++) low[r * low_stride + j] = sum(s[r][j]) * strength;
+}
+
+// out (ROWS, PARTS vectors) += low (ROWS, rank) · b
+template <class T, int ROWS, int PARTS>
+inline void expand(T* out, int64_t out_stride, const float* low, const T* b, int64_t width, int64_t rank) {
+    F s[ROWS][PARTS] = {};
+    for (int64_t k = 0; k < rank; k++) {
+        F v[PARTS];
+        for (int p = 0; p < PARTS; p++) v[p] = load(b + k * width + p * W);
+        for (int r = 0; r < ROWS; r++)
+            for (int p = 0; p < PARTS; p++) s[r][p] += low[r * rank + k] * v[p];
+    }
+    for (int r = 0; r < ROWS; r++)
+        for (int p = 0; p < PARTS; p++) {
+            T* to = out + r * out_stride + p * W;
+            store(to, load(to) + s[r][p]);
+        }
+}
+
 template <class T>
 void add_lora(T* out, const T* x, int64_t in, int64_t out_stride, const Entry* entries, int64_t num_entries,
               const Member* members, int64_t num_members) {
@@ -277,6 +310,7 @@ void add_lora(T* out, const T* x, int64_t in, int64_t out_stride, const Entry* e
         int64_t units;     // bundles of ranks of all before it
     };
     constexpr int BUNDLE = 4;  // ranks that share each load of x
+    constexpr int ROWS = 4;    // rows that share each load of a and b
     constexpr int PARTS = 16;  // vectors of a row of B that are read together: long runs are what memory gives fast
     std::vector<Low> lows;
     int64_t size = 0, units = 0;
@@ -301,20 +335,15 @@ void add_lora(T* out, const T* x, int64_t in, int64_t out_stride, const Entry* e
             const int count = here.rank - k < BUNDLE ? (int)(here.rank - k) : BUNDLE;
             const T* a = (const T*)here.member->a[here.entry->slot] + k * in;
             const float strength = (float)here.entry->strength;
-            for (int64_t row = here.entry->start; row < here.entry->end; row++) {
-                const T* from = x + row * in;
-                F s[BUNDLE] = {};
+            float* to = low.data() + here.at + k;
+            int64_t row = here.entry->start;
+            for (; count == BUNDLE && row + ROWS <= here.entry->end; row += ROWS, to += ROWS * here.rank)
+                shrink<T, ROWS, BUNDLE>(to, here.rank, x + row * in, a, in, strength);
+            for (; row < here.entry->end; row++, to += here.rank)
                 if (count == BUNDLE)
-                    for (int64_t i = 0; i < in; i += W) {
-                        const F v = load(from + i);
-                        for (int j = 0; j < BUNDLE; j++) s[j] += load(a + j * in + i) * v;
-                    }
+                    shrink<T, 1, BUNDLE>(to, here.rank, x + row * in, a, in, strength);
                 else
-                    for (int64_t i = 0; i < in; i += W)
-                        for (int j = 0; j < count; j++) s[j] += load(a + j * in + i) * load(from + i);
-                float* to = low.data() + here.at + (row - here.entry->start) * here.rank + k;
-                for (int j = 0; j < count; j++) to[j] = sum(s[j]) * strength;
-            }
+                    for (int j = 0; j < count; j++) shrink<T, 1, 1>(to + j, here.rank, x + row * in, a + j * in, in, strength);
         }
         for (int64_t m = 0; m < num_members; m++) {
             const Member& member = members[m];
@@ -324,18 +353,18 @@ void add_lora(T* out, const T* x, int64_t in, int64_t out_stride, const Entry* e
                 for (const Low& here : lows) {
                     if (here.member != &member) continue;
                     const T* b = (const T*)member.b[here.entry->slot] + j;
-                    for (int64_t row = here.entry->start; row < here.entry->end; row++) {
-                        const float* l = low.data() + here.at + (row - here.entry->start) * here.rank;
-                        T* to = out + row * out_stride + member.column + j;
-                        F s[PARTS] = {};
+                    const float* l = low.data() + here.at;
+                    T* to = out + here.entry->start * out_stride + member.column + j;
+                    int64_t rows = here.entry->end - here.entry->start;
+                    for (; parts == PARTS && rows >= ROWS; rows -= ROWS, l += ROWS * here.rank, to += ROWS * out_stride)
+                        for (int p = 0; p < PARTS; p += PARTS / ROWS)
+                            expand<T, ROWS, PARTS / ROWS>(to + p * W, out_stride, l, b + p * W, member.width, here.rank);
+                    for (; rows > 0; rows--, l += here.rank, to += out_stride)
                         if (parts == PARTS)
-                            for (int64_t k = 0; k < here.rank; k++)
-                                for (int p = 0; p < PARTS; p++) s[p] += l[k] * load(b + k * member.width + p * W);
+                            expand<T, 1, PARTS>(to, out_stride, l, b, member.width, here.rank);
                         else
-                            for (int64_t k = 0; k < here.rank; k++)
-                                for (int p = 0; p < parts; p++) s[p] += l[k] * load(b + k * member.width + p * W);
-                        for (int p = 0; p < parts; p++) store(to + p * W, load(to + p * W) + s[p]);
-                    }
+                            for (int p = 0; p < parts; p++)
+                                expand<T, 1, 1>(to + p * W, out_stride, l, b + p * W, member.width, here.rank);
                 }
             }
         }
