@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 STORE_POLL_S = 1.0  # how soon the memory of a version replaced on disk is freed; new requests see it at once
 GRACE_S = 10  # by then the server has ended, whatever its clients do
+IDLE_GRACE_S = 1
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE")
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -194,6 +195,8 @@ def run_server(services: Services) -> None:
 
     class Server(uvicorn.Server):
         def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+            if not services.engine.busy:  # open pages keep connections, which nobody waits for
+                self.config.timeout_graceful_shutdown = IDLE_GRACE_S
             services.engine.drain(DRAIN_S)
             super().handle_exit(sig, frame)
 
@@ -262,6 +265,7 @@ def serve(
         ui=False if no_ui else None,
     )
     _require_key_beyond_loopback(settings)
+    typer.echo(f"loading {settings.base}")
     run_server(build_services(settings))
 
 

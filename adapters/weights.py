@@ -153,6 +153,8 @@ def _checked(key: str, part: str, tensor: Tensor) -> Tensor:
     if tensor.ndim != ndim or not tensor.is_floating_point() or 0 in tensor.shape:
         kind = "matrix" if ndim == 2 else "vector"
         raise Invalid(f"'{key}' is {tensor.dtype} {tuple(tensor.shape)}; not a float {kind}")
+    if tensor.dtype.itemsize < 2:
+        raise Invalid(f"'{key}' is {tensor.dtype}; save the adapter in 16 or 32 bits")
     if not tensor.isfinite().all():
         raise Invalid(f"'{key}' holds NaN or infinity; the training diverged")
     return tensor

@@ -103,6 +103,11 @@ class AsyncEngine:
     def alive(self) -> bool:
         return self._thread.is_alive() and not self._closed
 
+    @property
+    def busy(self) -> bool:
+        """Whether an answer is awaited."""
+        return bool(self._streams)
+
     def submit(self, requests: list[Request], on_end: Callable[[str], None] = lambda _: None) -> list[TokenStream]:
         """Start requests together, in one step if they fit. `on_end` gets each one's id when it has ended, on the
         engine's thread. Overloaded when too many wait, Unavailable when the engine has stopped."""

@@ -62,11 +62,11 @@ class Answer:
     @property
     def adapter(self) -> str:
         """`name@number` of what answers, joined by '+' in a blend; the base's name without adapters."""
-        return "+".join(map(str, self.versions)) or self.model
+        return "+".join(dict.fromkeys(map(str, self.versions))) or self.model
 
     @property
     def digest(self) -> str | None:
-        return "+".join(version.digest for version in self.versions) or None
+        return "+".join(dict.fromkeys(version.digest for version in self.versions)) or None
 
     async def __aenter__(self) -> Self:
         return self
@@ -208,6 +208,8 @@ class ChatService:
     def _wanted(self, turn: Turn) -> list[tuple[str, float]]:
         """Adapters by model id, with strengths; none of them: the base alone."""
         if turn.blend:
+            if turn.model not in (self.base.name, BASE_ALIAS):
+                self.registry.resolve(turn.model)  # a misspelt name is an error here too
             wanted = list(turn.blend)
         elif turn.model in (self.base.name, BASE_ALIAS):
             wanted = []
@@ -294,7 +296,12 @@ def _mix(leases: list[tuple[Lease, float]]) -> AdapterMix:
     """Strengths of the same weights are added; the order is fixed, so equal mixes are equal."""
     strengths: dict[str, float] = {}
     for lease, scale in leases:
-        strengths[lease.version.digest] = strengths.get(lease.version.digest, 0.0) + scale
+        strength = strengths[lease.version.digest] = strengths.get(lease.version.digest, 0.0) + scale
+        if not -MAX_SCALE <= strength <= MAX_SCALE:
+            raise Invalid(
+                f"strengths of {lease.version} add up to {strength:g}; the sum must be within ±{MAX_SCALE}",
+                param="lora",
+            )
     return tuple(sorted((digest, scale) for digest, scale in strengths.items() if scale))
 
 

@@ -89,7 +89,7 @@ def bench(
     if json_file:
         _write(runs, json_file)
         console.print(f"written to {json_file}", highlight=False)
-    if not any(report.completed for _, report in runs):
+    if not all(report.completed for _, report in runs):
         raise typer.Exit(1)
 
 

@@ -233,7 +233,7 @@ class _Client:
                     kind, message = _explain(reply.status_code, await reply.aread())
                     status = reply.status_code
             except httpx.HTTPError as error:
-                return watch.failed(type(error).__name__, str(error))
+                return watch.failed(type(error).__name__, str(error) or "the connection broke")
             refused = [name for name in OPTIONAL_FIELDS if name in body and name in message]
             if status not in (400, 422) or not refused:
                 return watch.failed(kind, message)

@@ -103,7 +103,9 @@ def _schema(value: Any) -> Any:
 
 
 Schema = Annotated[dict[str, Any] | str, BeforeValidator(_schema)]
-Pattern = Annotated[str, Field(min_length=1)]
+MAX_PATTERN = 8192  # characters; compiling takes seconds from a few ten thousand on
+MAX_BLEND = 16
+Pattern = Annotated[str, Field(min_length=1, max_length=MAX_PATTERN)]
 Choices = Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)]
 
 
@@ -217,7 +219,7 @@ class ChatCompletionRequest(Sampling):
     stream_options: StreamOptions | None = None
     logprobs: bool = False
     top_logprobs: int | None = Field(default=None, ge=0, le=MAX_TOP_LOGPROBS)
-    lora: list[LoraChoice] = []
+    lora: list[LoraChoice] = Field(default=[], max_length=MAX_BLEND)
     user: str | None = None
 
     @model_validator(mode="after")
@@ -252,7 +254,7 @@ class TextCompletionRequest(Sampling):
     logprobs: int | None = Field(default=None, ge=0, le=MAX_TOP_LOGPROBS)
     stream: bool = False
     stream_options: StreamOptions | None = None
-    lora: list[LoraChoice] = []
+    lora: list[LoraChoice] = Field(default=[], max_length=MAX_BLEND)
     user: str | None = None
 
     @field_validator("prompt", mode="before")

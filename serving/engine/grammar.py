@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 GrammarKind = Literal["json_schema", "json_object", "regex", "choice"]
 KEPT = 64  # compiled grammars
 
-# Between two JSON tokens: as JSON is written, on one line or indented. Were there no end to it, a weak model would say
-# nothing but spaces until its length is reached.
-_WHITESPACE = r" |\r?\n[ \t]{0,32}"
+# Between two JSON tokens: all on one line. Were there no end to it, a weak model would say nothing but spaces until its
+# length is reached; with line breaks it spends most of its length on indentation.
+_WHITESPACE = r" ?"
 
 
 @dataclass(frozen=True)
@@ -144,6 +144,8 @@ def _source(grammar: Grammar) -> str:
 
     match grammar.kind:
         case "regex":
+            if (len(grammar.text) - len(grammar.text.rstrip("\\"))) % 2:
+                raise Invalid("this regex ends in a single backslash, which escapes nothing; write two", param="regex")
             return LLMatcher.grammar_from_regex(grammar.text)
         case "choice":
             quoted = [json.dumps(choice, ensure_ascii=False) for choice in json.loads(grammar.text)]

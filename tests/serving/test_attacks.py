@@ -40,6 +40,11 @@ def ask(server: RunningServer, **body: object) -> httpx.Response:
     ("body", "status"),
     [
         ({"top_k": 2**63}, 200),
+        ({"lora": [{"name": "r8", "scale": 2}] * 5}, 400),  # strengths add up
+        ({"lora": [{"name": "r8", "scale": 0.001}] * 2000}, 400),
+        ({"model": "tini", "lora": [{"name": "r8"}]}, 404),
+        ({"guided_regex": "a\\"}, 400),
+        ({"guided_regex": "a" * 200_000}, 400),
         ({"seed": 2**80}, 200),
         ({"seed": -(2**80)}, 200),
         ({"temperature": float("nan")}, 400),
