@@ -11,6 +11,7 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated
@@ -67,6 +68,8 @@ def build_services(settings: Settings, base: BaseModel | None = None) -> Service
 
 
 def _build_services(settings: Settings, base: BaseModel | None) -> Services:
+    import torch
+
     from adapters.base_model import load_base, pick_device
     from adapters.peft_config import read_config
     from adapters.registry import AdapterRegistry
@@ -92,6 +95,8 @@ def _build_services(settings: Settings, base: BaseModel | None) -> Services:
         engine.engine.bank.check(path)
         engine.engine.bank.warm(registry.attach(name, path, replace=True))
     offer_samples(store, base.fingerprint)
+    if settings.threads:
+        engine.post(partial(torch.set_num_threads, settings.threads))  # on its own thread, where it counts
     engine.start()
     return Services(settings, base, registry, engine, chat)
 
@@ -230,6 +235,7 @@ def serve(
     ] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
     dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16.")] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads that compute [all cores].")] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on [127.0.0.1].")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on [7860].")] = None,
     max_model_len: Annotated[int | None, typer.Option(help="Tokens a conversation may have.")] = None,
@@ -252,6 +258,7 @@ def serve(
         adapter_roots=adapter_root,
         device=device,
         dtype=dtype,
+        threads=threads,
         host=host,
         port=port,
         max_model_len=max_model_len,

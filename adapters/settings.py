@@ -31,6 +31,9 @@ class Settings(BaseSettings):
     quantize: Quantization = "none"
     adapter: list[str] = Field(default=[], description="NAME=PATH of adapters to serve beside those in the store.")
     adapter_roots: list[Path] = Field(default=[], description="Directories that adapter paths sent over HTTP may name.")
+    threads: int | None = Field(
+        default=None, ge=1, description="CPU threads that compute; default: all cores. Fewer where others share them."
+    )
     host: str = "127.0.0.1"
     port: int = Field(default=7860, ge=0, le=65535)
     max_model_len: int | None = Field(
