@@ -138,11 +138,11 @@ def chat_tab(chat: ChatService, page: gr.Blocks) -> None:
     ):
         asked.failure(_idle, None, [send, stop, again, undo, clear], **quiet)
     stop.click(halt, None, None, queue=False, **quiet)
-    undo.click(take_back, log, [log, stats, question], **quiet)
-    clear.click(lambda: ([], NO_STATS), None, [log, stats], **quiet)
-    model.change(meet, model, [log, system], **quiet)
+    undo.click(take_back, log, [log, stats, question], queue=False, **quiet)
+    clear.click(lambda: ([], NO_STATS), None, [log, stats], queue=False, **quiet)
+    model.change(meet, model, [log, system], queue=False, **quiet)
     gr.on([page.load, model.focus], refresh, model, model, **quiet)
-    page.load(meet, model, [log, system], **quiet)
+    page.load(meet, model, [log, system], queue=False, **quiet)
 
 
 def _busy() -> list[Update]:

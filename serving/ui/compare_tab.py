@@ -130,9 +130,9 @@ def compare_tab(chat: ChatService, page: gr.Blocks) -> None:
     ):
         asked.failure(_idle, None, [send, stop, clear], **quiet)
     stop.click(halt, None, None, queue=False, **quiet)
-    clear.click(lambda: [*[[] for _ in logs], *[NO_STATS for _ in stats]], None, [*logs, *stats], **quiet)
-    dice.click(random_seed, None, seed, **quiet)
-    lane_count.change(show_lanes, lane_count, [lane.column for lane in lanes], **quiet)
+    clear.click(lambda: [*[[] for _ in logs], *[NO_STATS for _ in stats]], None, [*logs, *stats], queue=False, **quiet)
+    dice.click(random_seed, None, seed, queue=False, **quiet)
+    lane_count.change(show_lanes, lane_count, [lane.column for lane in lanes], queue=False, **quiet)
     gr.on([page.load, *(model.focus for model in models)], refresh, models, models, **quiet)
     gr.on([page.load, *(model.change for model in models)], suggest, models[:2], samples, **quiet)
 
