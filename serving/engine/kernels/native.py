@@ -1,6 +1,6 @@
-"""The compiled CPU kernels of native.cpp: built with the system's C++ compiler the first time a machine needs them,
-kept in the user's cache directory, called through ctypes. Where there is no compiler `load` returns None and the
-PyTorch forms in `cpu` and `reference` do the work."""
+"""The compiled CPU kernels of native.cpp and product.cpp: built with the system's C++ compiler the first time a machine
+needs them, kept in the user's cache directory, called through ctypes. Where there is no compiler `load` returns None
+and the PyTorch forms in `cpu` and `reference` do the work."""
 
 import ctypes
 import hashlib
@@ -22,7 +22,8 @@ from serving.engine.kernels.plan import AttentionSpec
 from serving.engine.kv_cache import LayerCache
 
 LANES = 16  # every dimension that a kernel walks along is a multiple of this
-_SOURCE = Path(__file__).with_name("native.cpp")
+PANEL = 64  # output features that lie together in packed weights
+_SOURCES = [Path(__file__).with_name(name) for name in ("native.cpp", "product.cpp")]
 _FLAGS = ["-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC", "-shared"]
 _PREFERRED = ["-mprefer-vector-width=512"]  # GCC on x86 alone understands it
 _PARAMETERS: dict[str, list[Any]] = {
@@ -48,6 +49,10 @@ class NativeKernels:
             for name in _PARAMETERS
             for dtype in (torch.float32, torch.bfloat16)
         }
+        library.most_rows.restype = c_int64
+        self.most_rows: int = library.most_rows()  # that `multiply_packed` takes: 0 on processors it is not made for
+        self._multiply = library.multiply_packed
+        self._multiply.argtypes, self._multiply.restype = [*[c_void_p] * 4, *[c_int64] * 3], None
 
     @staticmethod
     def _bind(library: ctypes.CDLL, name: str, dtype: torch.dtype) -> Any:
@@ -59,6 +64,15 @@ class NativeKernels:
     def fits(x: Tensor, *dims: int) -> bool:
         """Whether the kernels take x's type and these dimensions."""
         return x.dtype in (torch.float32, torch.bfloat16) and all(dim % LANES == 0 for dim in dims)
+
+    def multiply_packed(self, x: Tensor, packed: int, bias: Tensor | None, width: int) -> Tensor:
+        """x (rows, in_features) bfloat16, contiguous → (rows, width), with oneDNN's packed weights at that address."""
+        rows, size = x.shape
+        out = x.new_empty(rows, width)
+        self._multiply(
+            out.data_ptr(), x.data_ptr(), packed, bias.data_ptr() if bias is not None else None, rows, size, width
+        )
+        return out
 
     def add_rms_norm(self, x: Tensor, add: Tensor | None, weight: Tensor, epsilon: float) -> Tensor:
         """x (rows, dim) += add, in place; returns its norm."""
@@ -170,7 +184,7 @@ def load() -> NativeKernels | None:
 def _compiled(compiler: str) -> Path:
     """The library's file for this source, compiler and processor."""
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
-    identity = "\0".join([_SOURCE.read_text(), version, *_FLAGS, _processor()])
+    identity = "\0".join([*(source.read_text() for source in _SOURCES), version, *_FLAGS, _processor()])
     directory = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bianlian"
     path = directory / f"kernels-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.so"
     if not path.is_file():
@@ -178,7 +192,7 @@ def _compiled(compiler: str) -> Path:
         with tempfile.TemporaryDirectory(dir=directory) as scratch:
             built = Path(scratch) / path.name
             preferred = _PREFERRED if "gcc" in version.lower() or "g++" in version.lower() else []
-            command = [compiler, *_FLAGS, *preferred, "-o", str(built), str(_SOURCE)]
+            command = [compiler, *_FLAGS, *preferred, "-o", str(built), *map(str, _SOURCES)]
             subprocess.run(command, capture_output=True, text=True, check=True)
             built.replace(path)  # by rename: another process may be building the same
     return path
