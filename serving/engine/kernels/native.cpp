@@ -6,6 +6,15 @@
 #include <cstdint>
 #include <cstring>
 #include <vector>
+#if defined(__AVX512BF16__)
+#include <immintrin.h>
+#endif
+
+#if defined(__clang__)
+#define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, I{__VA_ARGS__})
+#endif
 
 namespace {
 
@@ -52,12 +61,54 @@ inline F rounded<bf16>(F v) {
 }
 
 inline float sum(F v) {
-    v += __builtin_shuffle(v, I{8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7});
-    v += __builtin_shuffle(v, I{4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11});
-    v += __builtin_shuffle(v, I{2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13});
-    v += __builtin_shuffle(v, I{1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14});
+    v += SHUFFLE(v, v, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7);
+    v += SHUFFLE(v, v, 4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11);
+    v += SHUFFLE(v, v, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13);
+    v += SHUFFLE(v, v, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14);
     return v[0];
 }
+
+// The sums of four vectors, at the price of less than two.
+inline void sum(const F* v, float* out) {
+    F ab = SHUFFLE(v[0], v[1], 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23) +
+           SHUFFLE(v[0], v[1], 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
+    F cd = SHUFFLE(v[2], v[3], 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23) +
+           SHUFFLE(v[2], v[3], 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
+    F all = SHUFFLE(ab, cd, 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27) +
+            SHUFFLE(ab, cd, 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31);
+    all += SHUFFLE(all, all, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13);
+    all += SHUFFLE(all, all, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14);
+    for (int i = 0; i < 4; i++) out[i] = all[4 * i];
+}
+
+// Factors<T> are STEP values of a dot product; `multiply_add` adds the products of two to a vector of sums.
+template <class T>
+struct Factors {
+    static constexpr int STEP = W;
+    F v;
+    explicit Factors(const T* p, int = W) : v(load(p)) {}
+};
+
+template <class T>
+inline F multiply_add(F sums, const Factors<T>& a, const Factors<T>& b) {
+    return sums + a.v * b.v;
+}
+
+#if defined(__AVX512BF16__)
+template <>
+struct Factors<bf16> {
+    static constexpr int STEP = 2 * W;
+    __m512bh v;
+    explicit Factors(const bf16* p, int count = STEP)  // count: STEP, or W at the end of a row
+        : v((__m512bh)(count < STEP ? _mm512_zextsi256_si512(_mm256_loadu_si256((const __m256i*)p))
+                                    : _mm512_loadu_si512(p))) {}
+};
+
+template <>
+inline F multiply_add(F sums, const Factors<bf16>& a, const Factors<bf16>& b) {
+    return (F)_mm512_dpbf16_ps((__m512)sums, a.v, b.v);
+}
+#endif
 
 // e^x, relative error below 2e-7 (Cephes' expf: range reduction by ln 2, then a polynomial of degree 5).
 inline F exp(F x) {
@@ -71,18 +122,6 @@ inline F exp(F x) {
     p = p * r * r + r + 1.0f;
     I shift = (__builtin_convertvector(n, I) + 127) << 23;
     return p * (F)shift;
-}
-
-template <class T>
-inline float dot(const float* x, const T* y, int n) {
-    F a{}, b{};
-    int i = 0;
-    for (; i + 2 * W <= n; i += 2 * W) {
-        a += load(x + i) * load(y + i);
-        b += load(x + i + W) * load(y + i + W);
-    }
-    if (i < n) a += load(x + i) * load(y + i);
-    return sum(a + b);
 }
 
 template <class T>
@@ -144,52 +183,93 @@ void store_kv(T* kept, const T* x, const int64_t* slots, int64_t rows, int64_t s
             std::memcpy(kept + (head * tokens + slots[row]) * dim, x + row * stride + head * dim, dim * sizeof(T));
 }
 
-// One query over the tokens its sequence has kept; the heads of a group share each key and value they load.
-template <class T>
-void attend_one(T* out, const T* query, const T* keys, const T* values, const int64_t* slots, int64_t first,
-                int64_t length, int group, int key_dim, int value_dim, float scale, float softcap, const float* sinks,
-                std::vector<float>& scratch) {
-    const int64_t count = length - first, padded = (count + W - 1) / W * W;
-    scratch.resize(group * (padded + key_dim));
-    float *scores = scratch.data(), *q = scores + group * padded;
-    for (int i = 0; i < group * key_dim; i += W) store(q + i, load(query + i) * scale);
-    for (int64_t t = 0; t < count; t++) {
-        const T* key = keys + slots[first + t] * key_dim;
-        for (int h = 0; h < group; h++) scores[h * padded + t] = dot(q + h * key_dim, key, key_dim);
-    }
-    for (int h = 0; h < group; h++) {
-        float* s = scores + h * padded;
-        if (softcap > 0)
-            for (int64_t t = 0; t < count; t++) s[t] = std::tanh(s[t] / softcap) * softcap;
-        float top = sinks ? sinks[h] : -INFINITY;
-        for (int64_t t = 0; t < count; t++) top = s[t] > top ? s[t] : top;
-        for (int64_t t = count; t < padded; t++) s[t] = -INFINITY;
-        F total{};
-        for (int64_t t = 0; t < padded; t += W) {
-            F x = load(s + t);
-            F e = exp(x - top);
-            e = x == -INFINITY ? F{} : e;
-            store(s + t, e);
-            total += e;
-        }
-        float inverse = 1.0f / (sum(total) + (sinks ? std::exp(sinks[h] - top) : 0.0f));
-        T* to = out + h * value_dim;
-        for (int d = 0; d < value_dim; d += 4 * W) {
-            F a[4] = {};
-            const int parts = value_dim - d >= 4 * W ? 4 : (value_dim - d) / W;
-            if (parts == 4) {
-                for (int64_t t = 0; t < count; t++) {
-                    const T* value = values + slots[first + t] * value_dim + d;
-                    for (int p = 0; p < 4; p++) a[p] += s[t] * load(value + p * W);
-                }
-            } else {
-                for (int64_t t = 0; t < count; t++) {
-                    const T* value = values + slots[first + t] * value_dim + d;
-                    for (int p = 0; p < parts; p++) a[p] += s[t] * load(value + p * W);
-                }
+// scores (GROUP, stride) = scale · query (GROUP, dim) · the keys at `slots`, four sums at a time.
+template <class T, int GROUP>
+void score(float* scores, int64_t stride, const T* query, const T* keys, const int64_t* slots, int64_t count, int dim,
+           float scale) {
+    constexpr int TOKENS = 4 / GROUP, STEP = Factors<T>::STEP;
+    for (int64_t t = 0; t < count; t += TOKENS) {
+        const T* key[TOKENS];
+        for (int j = 0; j < TOKENS; j++) key[j] = keys + slots[t + j < count ? t + j : t] * dim;
+        F sums[4] = {};
+        for (int i = 0; i < dim; i += STEP) {
+            const int here = dim - i < STEP ? dim - i : STEP;
+            for (int h = 0; h < GROUP; h++) {
+                const Factors<T> q(query + h * dim + i, here);
+                for (int j = 0; j < TOKENS; j++)
+                    sums[j * GROUP + h] = multiply_add(sums[j * GROUP + h], Factors<T>(key[j] + i, here), q);
             }
-            for (int p = 0; p < parts; p++) store(to + d + p * W, a[p] * inverse);
         }
+        float found[4];
+        sum(sums, found);
+        for (int j = 0; j < TOKENS && t + j < count; j++)
+            for (int h = 0; h < GROUP; h++) scores[h * stride + t + j] = found[j * GROUP + h] * scale;
+    }
+}
+
+// s (padded), the scores of `count` tokens: in place e^(s - top). Returns what makes their sum 1.
+inline float soften(float* s, int64_t count, int64_t padded, float softcap, const float* sink) {
+    if (softcap > 0)
+        for (int64_t t = 0; t < count; t++) s[t] = std::tanh(s[t] / softcap) * softcap;
+    float top = sink ? *sink : -INFINITY;
+    for (int64_t t = 0; t < count; t++) top = s[t] > top ? s[t] : top;
+    for (int64_t t = count; t < padded; t++) s[t] = -INFINITY;
+    F total{};
+    for (int64_t t = 0; t < padded; t += W) {
+        F x = load(s + t);
+        F e = exp(x - top);
+        e = x == -INFINITY ? F{} : e;
+        store(s + t, e);
+        total += e;
+    }
+    return 1.0f / (sum(total) + (sink ? std::exp(*sink - top) : 0.0f));
+}
+
+// out (GROUP, dim), columns of PARTS vectors = inverse · weights (GROUP, stride) · the values at `slots`.
+template <class T, int GROUP, int PARTS>
+void gather(T* out, const float* weights, int64_t stride, const T* values, const int64_t* slots, int64_t count, int dim,
+            const float* inverse) {
+    F a[GROUP][PARTS] = {};
+    for (int64_t t = 0; t < count; t++) {
+        const T* value = values + slots[t] * dim;
+        for (int p = 0; p < PARTS; p++) {
+            const F v = load(value + p * W);
+            for (int h = 0; h < GROUP; h++) a[h][p] += weights[h * stride + t] * v;
+        }
+    }
+    for (int h = 0; h < GROUP; h++)
+        for (int p = 0; p < PARTS; p++) store(out + h * dim + p * W, a[h][p] * inverse[h]);
+}
+
+// One query over the tokens its sequence has kept; GROUP heads share each key and value they load.
+template <class T, int GROUP>
+void attend_heads(T* out, const T* query, const T* keys, const T* values, const int64_t* slots, int64_t count,
+                  int key_dim, int value_dim, float scale, float softcap, const float* sinks,
+                  std::vector<float>& scratch) {
+    const int64_t padded = (count + W - 1) / W * W;
+    scratch.resize(GROUP * padded);
+    float *weights = scratch.data(), inverse[GROUP];
+    score<T, GROUP>(weights, padded, query, keys, slots, count, key_dim, scale);
+    for (int h = 0; h < GROUP; h++)
+        inverse[h] = soften(weights + h * padded, count, padded, softcap, sinks ? sinks + h : nullptr);
+    constexpr int PARTS = 4;
+    int d = 0;
+    for (; d + PARTS * W <= value_dim; d += PARTS * W)
+        gather<T, GROUP, PARTS>(out + d, weights, padded, values + d, slots, count, value_dim, inverse);
+    for (; d < value_dim; d += W)
+        gather<T, GROUP, 1>(out + d, weights, padded, values + d, slots, count, value_dim, inverse);
+}
+
+template <class T>
+void attend_group(T* out, const T* query, const T* keys, const T* values, const int64_t* slots, int64_t count,
+                  int group, int key_dim, int value_dim, float scale, float softcap, const float* sinks,
+                  std::vector<float>& scratch) {
+    for (int head = 0; head < group;) {
+        const int left = group - head, now = left >= 4 ? 4 : left >= 2 ? 2 : 1;
+        const auto attend = now == 4 ? attend_heads<T, 4> : now == 2 ? attend_heads<T, 2> : attend_heads<T, 1>;
+        attend(out + head * value_dim, query + head * key_dim, keys, values, slots, count, key_dim, value_dim, scale,
+               softcap, sinks ? sinks + head : nullptr, scratch);
+        head += now;
     }
 }
 
@@ -206,10 +286,10 @@ void attend(T* out, const T* query, const T* keys, const T* values, const int64_
             for (int head = 0; head < kv_heads; head++) {
                 const int64_t length = lengths[row];
                 const int64_t first = window > 0 && length > window ? length - window : 0;
-                attend_one(out + (row * heads + head * group) * value_dim,
-                           query + row * query_stride + head * group * key_dim, keys + head * tokens * key_dim,
-                           values + head * tokens * value_dim, slots[row], first, length, group,
-                           key_dim, value_dim, scale, softcap, sinks ? sinks + head * group : nullptr, scratch);
+                attend_group(out + (row * heads + head * group) * value_dim,
+                             query + row * query_stride + head * group * key_dim, keys + head * tokens * key_dim,
+                             values + head * tokens * value_dim, slots[row] + first, length - first, group, key_dim,
+                             value_dim, scale, softcap, sinks ? sinks + head * group : nullptr, scratch);
             }
     }
 }
@@ -270,13 +350,13 @@ struct Member {  // one linear layer of a joined product; a, b, rank by slot
 // low (ROWS, BUNDLE) = strength · x aᵀ: each vector of x and of a is read once for all.
 template <class T, int ROWS, int BUNDLE>
 inline void shrink(float* low, int64_t low_stride, const T* x, const T* a, int64_t in, float strength) {
+    constexpr int STEP = Factors<T>::STEP;
     F s[ROWS][BUNDLE] = {};
-    for (int64_t i = 0; i < in; i += W) {
-        F v[BUNDLE];
-        for (int j = 0; j < BUNDLE; j++) v[j] = load(a + j * in + i);
+    for (int64_t i = 0; i < in; i += STEP) {
+        const int here = in - i < STEP ? (int)(in - i) : STEP;
         for (int r = 0; r < ROWS; r++) {
-            const F u = load(x + r * in + i);
-            for (int j = 0; j < BUNDLE; j++) s[r][j] += v[j] * u;
+            const Factors<T> u(x + r * in + i, here);
+            for (int j = 0; j < BUNDLE; j++) s[r][j] = multiply_add(s[r][j], Factors<T>(a + j * in + i, here), u);
         }
     }
     for (int r = 0; r < ROWS; r++)
