@@ -1,14 +1,14 @@
 """Decoder blocks of Llama's kind with their linear layers joined: one product for q, k and v, one for gate and up,
 fewer small operations between them. The arithmetic, its order and its roundings are transformers' own."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from serving.engine.attention import LayerProbe, StepInput
-from serving.engine.kernels import Kernels
+from serving.engine.kernels import Kernels, StackKernels
 from serving.engine.kernels.plan import AttentionSpec
 from serving.engine.lora import LoRALinear
 
@@ -25,6 +25,34 @@ def can_fuse(layer: Any) -> bool:
     attention, mlp = layer.self_attn, layer.mlp
     linears = [getattr(attention, f"{x}_proj") for x in "qkvo"] + [mlp.gate_proj, mlp.up_proj, mlp.down_proj]
     return all(type(linear) is nn.Linear for linear in linears) and mlp.config.hidden_act == "silu"
+
+
+class FusedStack(nn.Module):
+    """All decoder layers of a model, each fused, in the place of the first."""
+
+    def __init__(self, layers: Sequence["FusedLayer"]):
+        super().__init__()
+        self.fused = tuple(layers)
+        self.layers = nn.ModuleList(layers)
+        kernels = layers[0].kernels
+        self._kernels = kernels if isinstance(kernels, StackKernels) else None
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        *,
+        position_embeddings: tuple[Tensor, Tensor],
+        step_input: StepInput | LayerProbe,
+        **_: Any,
+    ) -> Tensor:
+        """hidden_states (1, rows, hidden) → the same shape."""
+        if self._kernels and isinstance(step_input, StepInput):
+            cos, sin = position_embeddings
+            if self._kernels.decode_layers(self, hidden_states[0], (cos[0], sin[0]), step_input):
+                return hidden_states
+        for layer in self.fused:
+            hidden_states = layer(hidden_states, position_embeddings=position_embeddings, step_input=step_input)
+        return hidden_states
 
 
 class FusedLayer(nn.Module):

@@ -11,7 +11,7 @@ from adapters.errors import Invalid
 from serving.engine.attention import ATTENTION, LayerProbe
 from serving.engine.embedding import LoRAEmbedding
 from serving.engine.fit import Layers
-from serving.engine.fused import FusedLayer, can_fuse
+from serving.engine.fused import FusedLayer, FusedStack, can_fuse
 from serving.engine.kernels import Kernels
 from serving.engine.kv_cache import LayerShape
 from serving.engine.lora import LoRALinear, StepAdapters
@@ -48,6 +48,9 @@ def install_lora(
     for name in remaining:
         if name not in installed:
             _replace(model, name, join([name]))
+    for path, module in list(model.named_modules()):
+        if isinstance(module, nn.ModuleList) and all(isinstance(layer, FusedLayer) for layer in module):
+            _replace(model, path, nn.ModuleList([FusedStack(list(module))]))  # type: ignore[arg-type]
     installed[names[embedding]] = LoRAEmbedding(embedding, step, head=head if tied else None)
     _replace(model, names[embedding], installed[names[embedding]])
     return installed

@@ -3,7 +3,7 @@ plainly what is computed and is the oracle for the others."""
 
 import logging
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,10 @@ from serving.engine.kernels import cpu, reference
 from serving.engine.kernels.plan import AttentionPlan, AttentionSpec
 from serving.engine.kv_cache import LayerCache
 from serving.engine.lora import LoRALinear, StepRows
+
+if TYPE_CHECKING:
+    from serving.engine.attention import StepInput
+    from serving.engine.fused import FusedStack
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +47,15 @@ class CapturingKernels(Kernels, Protocol):
 
     def prepare(self, layers: Sequence[LoRALinear]) -> None:
         """Before a captured step is repeated: make known what was loaded into `layers` in the meantime."""
+
+
+@runtime_checkable
+class StackKernels(Kernels, Protocol):
+    """Kernels that can run all fused layers of a decoding step at once."""
+
+    def decode_layers(
+        self, stack: "FusedStack", hidden: Tensor, rotary: tuple[Tensor, Tensor], step: "StepInput"
+    ) -> bool: ...
 
 
 def kernels_for(device: torch.device, num_slots: int) -> Kernels:

@@ -2,73 +2,37 @@
 where they can be had, in PyTorch's operations otherwise. Figures are in docs/decisions.md."""
 
 from collections.abc import Sequence
-from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from serving.engine.kernels import native, reference
-from serving.engine.kernels.native import NativeKernels
+from serving.engine.kernels.packed_linear import PackedLinear
 from serving.engine.kernels.plan import AttentionPlan, AttentionSpec, DecodeGroup, Span
 from serving.engine.kernels.quantized import Int4Linear, Int8Linear
 from serving.engine.kernels.reference import joined_bias
+from serving.engine.kernels.slot_table import slot_table
+from serving.engine.kernels.stack import decode_layers
 from serving.engine.kv_cache import LayerCache
 from serving.engine.lora import LoRALinear, RowSegment, StepRows
 
-__all__ = ["add_lora", "add_rms_norm", "attend", "join_linears", "norm_and_rotate", "silu_and_multiply", "store_kv"]
+__all__ = [
+    "add_lora",
+    "add_rms_norm",
+    "attend",
+    "decode_layers",
+    "join_linears",
+    "norm_and_rotate",
+    "silu_and_multiply",
+    "store_kv",
+]
 
-# The layout hint of the reordering: any number of rows is correct, and this one was the fastest for 1 to 1,024.
-_EXPECTED_ROWS = 128
 # Segments of up to this many rows read the adapter's weights once for all of them in the compiled kernel; longer ones
 # are matrix products.
 _SHORT_ROWS = 16
-# Two orders of the same sum may differ by this much of its length, in bfloat16.
-_ROUNDING = 2**-7
 # Scores of a prompt's chunk, in elements, that are worth writing down; beyond that SDPA, which does not.
 _MOST_SCORES = 1 << 24
-
-
-class PackedLinear(nn.Module):
-    """A linear layer whose weight lies in oneDNN's own order: a product with few rows then reads memory about twice as
-    fast as F.linear, and our own kernel, which knows that order, as fast as memory allows. No gradients."""
-
-    def __init__(self, weight: Tensor, bias: Tensor | None):
-        super().__init__()
-        self.width, self.size = weight.shape
-        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight, _EXPECTED_ROWS)
-        self.bias = bias
-        self.native = self._own_kernel()
-        self.address: int = torch.ops.mkldnn.data_ptr(self.packed) if self.native else 0
-
-    @property
-    def weight(self) -> Tensor:
-        """A dense copy, (out_features, in_features)."""
-        dense: Tensor = self.packed.to_dense()
-        return dense
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.native is not None and x.numel() <= self.native.most_rows * self.size:
-            rows = x.reshape(-1, self.size).contiguous()
-            return self.native.multiply_packed(rows, self.address, self.bias, self.width).view(*x.shape[:-1], -1)
-        return self._onednn(x)
-
-    def _onednn(self, x: Tensor) -> Tensor:
-        out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
-        return out
-
-    def _own_kernel(self) -> NativeKernels | None:
-        """The kernels, if theirs reads this weight as oneDNN does: the order is oneDNN's business, so it is asked."""
-        kernels = native.load()
-        if self.packed.dtype != torch.bfloat16 or not kernels or not kernels.most_rows or self.width % native.LANES:
-            return None
-        panels = -(-self.width // native.PANEL) * native.PANEL
-        if torch.ops.mkldnn._nbytes(self.packed) != panels * self.size * self.packed.element_size():
-            return None
-        x = torch.randn(1, self.size, generator=torch.Generator().manual_seed(0)).to(self.packed.dtype)
-        ours = kernels.multiply_packed(x, torch.ops.mkldnn.data_ptr(self.packed), self.bias, self.width)
-        theirs = self._onednn(x)
-        return kernels if (ours - theirs).float().norm() <= _ROUNDING * theirs.float().norm() else None
 
 
 def join_linears(linears: Sequence[nn.Linear], bits: int | None = None) -> nn.Module:
@@ -187,7 +151,7 @@ def _decode_grouped(query: Tensor, cache: LayerCache, group: DecodeGroup, scale:
 
 
 def add_lora(out: Tensor, x: Tensor, layer: LoRALinear, rows: StepRows) -> None:
-    table = _table(layer, rows)
+    table = slot_table(layer, rows)
     kernels = native.load()
     if kernels is None or not table.fits:
         _add_segments(out, x, layer, rows.segments)
@@ -205,41 +169,3 @@ def _add_segments(out: Tensor, x: Tensor, layer: LoRALinear, segments: Sequence[
             for columns, delta in layer.parts(slot):
                 assert delta.a is not None and delta.b is not None
                 out[here, columns].addmm_(x[here] @ delta.a.T, delta.b, alpha=scale)
-
-
-class _SlotTable:
-    """Where the adapters' weights of one layer lie, by slot, as the compiled kernel reads it."""
-
-    def __init__(self, layer: LoRALinear, num_slots: int):
-        self.version = layer.version
-        self.num_slots = num_slots
-        widths = [columns.stop - columns.start for columns in layer.columns.values()]
-        parts = [delta for slot in layer.slots for _, delta in layer.parts(slot)]
-        self.fits = all(
-            delta.a is not None and NativeKernels.fits(delta.a, delta.a.shape[1], *widths) for delta in parts
-        )
-        kept = torch.zeros(len(layer.columns), 3, num_slots, dtype=torch.int64)  # a, b, rank
-        numbers = {columns.start: number for number, columns in enumerate(layer.columns.values())}
-        for slot in layer.slots:
-            for columns, delta in layer.parts(slot):
-                assert delta.a is not None and delta.b is not None
-                row = kept[numbers[columns.start]]
-                row[0, slot], row[1, slot], row[2, slot] = delta.a.data_ptr(), delta.b.data_ptr(), len(delta.a)
-        self._kept = kept
-        self.members = torch.tensor(
-            [
-                [columns.start, columns.stop - columns.start, *(part.data_ptr() for part in kept[number])]
-                for number, columns in enumerate(layer.columns.values())
-            ]
-        )
-
-
-_tables: WeakKeyDictionary[LoRALinear, _SlotTable] = WeakKeyDictionary()
-
-
-def _table(layer: LoRALinear, rows: StepRows) -> _SlotTable:
-    table = _tables.get(layer)
-    needed = rows.slots[-1] + 1
-    if table is None or table.version != layer.version or table.num_slots < needed:
-        table = _tables[layer] = _SlotTable(layer, max(needed, max(layer.slots, default=0) + 1))
-    return table

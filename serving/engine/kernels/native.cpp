@@ -2,8 +2,9 @@
 // decoding has. Written with the compiler's portable vectors; no PyTorch headers, so that it compiles in a second.
 // Values are float or bfloat16 (T), sums are always float. `reference.py` says what each one computes.
 
+#include "native.h"
+
 #include <cmath>
-#include <cstdint>
 #include <cstring>
 #include <vector>
 #if defined(__AVX512BF16__)
@@ -23,10 +24,6 @@ typedef float F __attribute__((vector_size(64)));
 typedef int32_t I __attribute__((vector_size(64)));
 typedef uint32_t U __attribute__((vector_size(64)));
 typedef uint16_t H __attribute__((vector_size(32)));
-
-struct bf16 {
-    uint16_t bits;
-};
 
 inline F load(const float* p) {
     F v;
@@ -336,16 +333,6 @@ void causal_softmax(T* scores, int64_t matrices, int64_t count, int64_t length, 
             if (end < length) std::memset(s + end, 0, (length - end) * sizeof(T));
         }
 }
-
-struct Entry {  // one adapter on some rows of the step
-    int64_t start, end, slot;
-    double strength;
-};
-
-struct Member {  // one linear layer of a joined product; a, b, rank by slot
-    int64_t column, width;
-    const int64_t *a, *b, *rank;
-};
 
 // low (ROWS, BUNDLE) = strength · x aᵀ: each vector of x and of a is read once for all.
 template <class T, int ROWS, int BUNDLE>

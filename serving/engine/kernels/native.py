@@ -1,6 +1,6 @@
-"""The compiled CPU kernels of native.cpp and product.cpp: built with the system's C++ compiler the first time a machine
-needs them, kept in the user's cache directory, called through ctypes. Where there is no compiler `load` returns None
-and the PyTorch forms in `cpu` and `reference` do the work."""
+"""The compiled CPU kernels, the .cpp files beside this one: built with the system's C++ compiler the first time a
+machine needs them, kept in the user's cache directory, called through ctypes. Where there is no compiler `load` returns
+None and the PyTorch forms in `cpu` and `reference` do the work."""
 
 import ctypes
 import hashlib
@@ -23,7 +23,8 @@ from serving.engine.kv_cache import LayerCache
 
 LANES = 16  # every dimension that a kernel walks along is a multiple of this
 PANEL = 64  # output features that lie together in packed weights
-_SOURCES = [Path(__file__).with_name(name) for name in ("native.cpp", "product.cpp")]
+_HERE = Path(__file__).parent
+_SOURCES = [_HERE / name for name in ("native.cpp", "product.cpp", "stack.cpp")]
 _FLAGS = ["-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC", "-shared"]
 _PREFERRED = ["-mprefer-vector-width=512"]  # GCC on x86 alone understands it
 _PARAMETERS: dict[str, list[Any]] = {
@@ -53,6 +54,8 @@ class NativeKernels:
         self.most_rows: int = library.most_rows()  # that `multiply_packed` takes: 0 on processors it is not made for
         self._multiply = library.multiply_packed
         self._multiply.argtypes, self._multiply.restype = [*[c_void_p] * 4, *[c_int64] * 3], None
+        self._decode_layers = library.decode_layers
+        self._decode_layers.argtypes, self._decode_layers.restype = [c_void_p, c_void_p], None
 
     @staticmethod
     def _bind(library: ctypes.CDLL, name: str, dtype: torch.dtype) -> Any:
@@ -73,6 +76,10 @@ class NativeKernels:
             out.data_ptr(), x.data_ptr(), packed, bias.data_ptr() if bias is not None else None, rows, size, width
         )
         return out
+
+    def decode_layers(self, stack: ctypes.Structure, step: ctypes.Structure) -> None:
+        """All layers of a decoding step, told by the structs of stack.cpp."""
+        self._decode_layers(ctypes.byref(stack), ctypes.byref(step))
 
     def add_rms_norm(self, x: Tensor, add: Tensor | None, weight: Tensor, epsilon: float) -> Tensor:
         """x (rows, dim) += add, in place; returns its norm."""
@@ -184,7 +191,9 @@ def load() -> NativeKernels | None:
 def _compiled(compiler: str) -> Path:
     """The library's file for this source, compiler and processor."""
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
-    identity = "\0".join([*(source.read_text() for source in _SOURCES), version, *_FLAGS, _processor()])
+    identity = "\0".join(
+        [*(source.read_text() for source in (_HERE / "native.h", *_SOURCES)), version, *_FLAGS, _processor()]
+    )
     directory = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bianlian"
     path = directory / f"kernels-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.so"
     if not path.is_file():

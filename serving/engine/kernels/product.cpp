@@ -2,7 +2,8 @@
 // of the memory's speed when rows are few; here nothing but the memory limits. A row's result does not depend on how
 // many others there are.
 
-#include <cstdint>
+#include "native.h"
+
 #include <cstring>
 #if defined(__AVX512BF16__)
 #include <immintrin.h>
@@ -81,7 +82,7 @@ void multiply(uint16_t*, const uint16_t*, const uint16_t*, const uint16_t*, int6
 extern "C" int64_t most_rows() { return PRODUCT_ROWS; }
 
 // out (rows, width) = x (rows, in) · weights + bias, bfloat16, sums in float32. `in` is a multiple of 2, `width` of 16.
-extern "C" void multiply_packed(uint16_t* out, const uint16_t* x, const uint16_t* packed, const uint16_t* bias,
-                                int64_t rows, int64_t in, int64_t width) {
-    multiply(out, x, packed, bias, rows, in, width);
+extern "C" void multiply_packed(bf16* out, const bf16* x, const bf16* packed, const bf16* bias, int64_t rows,
+                                int64_t in, int64_t width) {
+    multiply((uint16_t*)out, (const uint16_t*)x, (const uint16_t*)packed, (const uint16_t*)bias, rows, in, width);
 }
