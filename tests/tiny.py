@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
 from adapters.settings import BUNDLED
 
@@ -41,7 +41,7 @@ def save_adapter(
 ) -> Path:
     """A PEFT adapter with random A and B, written by PEFT itself."""
     torch.manual_seed(seed)
-    model = Qwen3ForCausalLM.from_pretrained(base)
+    model = AutoModelForCausalLM.from_pretrained(base)
     config = LoraConfig(
         r=rank, lora_alpha=2 * rank, target_modules=targets or ALL_LINEAR, task_type="CAUSAL_LM", **options
     )
