@@ -74,8 +74,6 @@ class StepRows:
 
     def __init__(self, segments: Sequence[RowSegment] = ()):
         self._segments = segments
-        self._entries: dict[int, Tensor] = {}
-        self._longer: dict[int, list[RowSegment]] = {}
 
     @property
     def segments(self) -> Sequence[RowSegment]:
@@ -85,21 +83,15 @@ class StepRows:
     def slots(self) -> tuple[int, ...]:
         return tuple(sorted({slot for segment in self.segments for slot, _ in segment.slots}))
 
-    def longer_than(self, rows: int) -> list[RowSegment]:
-        if rows not in self._longer:
-            self._longer[rows] = [segment for segment in self.segments if segment.end - segment.start > rows]
-        return self._longer[rows]
-
-    def entries(self, most_rows: int) -> Tensor:
-        """(count, 4) int64: start, end, slot and the bits of the strength (float64) of each adapter on each segment of
-        up to `most_rows` rows."""
-        if most_rows not in self._entries:
-            short = [segment for segment in self.segments if segment.end - segment.start <= most_rows]
-            found = [(segment.start, segment.end, slot, scale) for segment in short for slot, scale in segment.slots]
-            table = torch.tensor([entry[:3] + (0,) for entry in found], dtype=torch.int64).view(-1, 4)
-            table[:, 3] = torch.tensor([scale for *_, scale in found], dtype=torch.float64).view(torch.int64)
-            self._entries[most_rows] = table
-        return self._entries[most_rows]
+    @cached_property
+    def entries(self) -> Tensor:
+        """(count, 4) int64: start, end, slot and the bits of the strength (float64) of each adapter on each segment."""
+        found = [
+            (segment.start, segment.end, slot, scale) for segment in self.segments for slot, scale in segment.slots
+        ]
+        table = torch.tensor([entry[:3] + (0,) for entry in found], dtype=torch.int64).view(-1, 4)
+        table[:, 3] = torch.tensor([scale for *_, scale in found], dtype=torch.float64).view(torch.int64)
+        return table
 
     def concern(self, weights: Mapping[int, object]) -> bool:
         """Whether a layer with these slots loaded has anything to add."""

@@ -28,9 +28,6 @@ __all__ = [
     "store_kv",
 ]
 
-# Segments of up to this many rows read the adapter's weights once for all of them in the compiled kernel; longer ones
-# are matrix products.
-_SHORT_ROWS = 16
 # Scores of a prompt's chunk, in elements, that are worth writing down; beyond that SDPA, which does not.
 _MOST_SCORES = 1 << 24
 
@@ -153,13 +150,10 @@ def _decode_grouped(query: Tensor, cache: LayerCache, group: DecodeGroup, scale:
 def add_lora(out: Tensor, x: Tensor, layer: LoRALinear, rows: StepRows) -> None:
     table = slot_table(layer, rows)
     kernels = native.load()
-    if kernels is None or not table.fits:
+    if kernels is not None and table.fits:
+        kernels.add_lora(out, x, rows.entries, table.members)
+    else:
         _add_segments(out, x, layer, rows.segments)
-        return
-    entries = rows.entries(_SHORT_ROWS)
-    if len(entries):
-        kernels.add_lora(out, x, entries, table.members)
-    _add_segments(out, x, layer, rows.longer_than(_SHORT_ROWS))
 
 
 def _add_segments(out: Tensor, x: Tensor, layer: LoRALinear, segments: Sequence[RowSegment]) -> None:

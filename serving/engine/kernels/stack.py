@@ -103,7 +103,7 @@ class _NativeStack:
             self._note_changes(rows)
             if not self._fits or not self._dense.isdisjoint(rows.slots):
                 return False
-            entries = rows.entries(len(hidden))
+            entries = rows.entries
         group = step.plan.decodes
         assert group is not None
         scratch = hidden.new_empty(len(hidden) * self._scratch_per_row)
