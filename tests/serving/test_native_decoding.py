@@ -13,6 +13,7 @@ from serving.engine.engine import Engine
 from serving.engine.kernels import cpu, native
 from serving.engine.kernels.native import NativeKernels
 from serving.engine.kernels.packed_linear import PackedLinear
+from serving.engine.kernels.quantized import Int4Linear
 from tests.serving.test_engine import assert_nothing_held, drain, random_prompts, request, tokens_of, version_of
 from tests.serving.test_families import FAMILIES, save_family
 from tests.tiny import save_adapter
@@ -41,6 +42,25 @@ def test_products_of_few_rows_are_right_and_rows_do_not_depend_on_company(shape:
                 assert torch.equal(packed(x), alone)
 
 
+@pytest.mark.parametrize("bias", [False, True])
+def test_products_with_4_bit_weights_are_those_of_the_rounded_weights(
+    bias: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    linear = nn.Linear(320, 208, bias=bias, dtype=torch.bfloat16).requires_grad_(False)
+    ours = Int4Linear(linear.weight, linear.bias)
+    monkeypatch.setattr(native, "load", lambda: None)
+    theirs = Int4Linear(linear.weight, linear.bias)  # the same rounding, on PyTorch's kernel
+    assert ours.native is not None and theirs.native is None
+    assert torch.equal(ours.weight, theirs.weight)
+    x = torch.randn(40, 320).bfloat16()
+    offset = linear.bias.float() if bias else 0
+    for rows in (1, 6, 7, 40):
+        exact = x[:rows].float() @ ours.weight.float().T + offset
+        torch.testing.assert_close(ours(x[:rows]).float(), exact, rtol=2**-7, atol=2**-7)
+        assert torch.equal(ours(x[:rows]), ours(x)[:rows])
+
+
 def test_a_packed_layer_gives_its_weights_back() -> None:
     weight = torch.randn(80, 64).bfloat16()
     assert torch.equal(PackedLinear(weight, None).weight, weight)
@@ -50,22 +70,28 @@ def test_a_packed_layer_gives_its_weights_back() -> None:
 LAYER_BY_LAYER = SimpleNamespace(**{name: getattr(cpu, name) for name in cpu.__all__ if name != "decode_layers"})
 
 
-@pytest.mark.parametrize("family", ["qwen3", "qwen2", "llama-bias", "mistral"])
+@pytest.mark.parametrize(
+    "family, quantize",
+    [("qwen3", "none"), ("qwen2", "none"), ("llama-bias", "none"), ("mistral", "none"), ("qwen2", "4bit")],
+)
 def test_a_step_in_one_call_says_what_its_operations_say(
-    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    family: str, quantize: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    directory = save_family(family, tmp_path / "base", {**FAMILIES[family], "head_dim": 32})
+    # Sizes that the 4-bit kernel takes as well.
+    sizes = {"head_dim": 32, "intermediate_size": 128}
+    directory = save_family(family, tmp_path / "base", {**FAMILIES[family], **sizes})
     adapters = [
-        save_adapter(tmp_path / f"a{rank}", directory, rank=rank, seed=rank, **options)
-        for rank, options in ((2, {}), (5, {"targets": ["v_proj", "down_proj"]}), (4, {"use_dora": True}))
+        save_adapter(tmp_path / f"a{rank}", directory, rank=rank, seed=rank, **given)
+        for rank, given in ((2, {}), (5, {"targets": ["v_proj", "down_proj"]}), (4, {"use_dora": True}))
     ]
     calls: list[int] = []
     whole = NativeKernels.decode_layers
     monkeypatch.setattr(NativeKernels, "decode_layers", lambda *args: (calls.append(1), whole(*args))[1])
+    options = {"kv_cache_memory": 0.05, "max_running": 20, "adapter_slots": 2, "quantize": quantize}
     answers = []
     for kernels in (cpu, LAYER_BY_LAYER):
         base = load_base(str(directory), device="cpu", dtype="bfloat16")
-        engine = Engine(base, Settings(kv_cache_memory=0.05, max_running=20, adapter_slots=2), kernels=kernels)
+        engine = Engine(base, Settings(**options), kernels=kernels)
         versions = [version_of(path.name, path) for path in adapters]
         for version in versions:
             engine.bank.warm(version)

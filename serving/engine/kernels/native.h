@@ -33,4 +33,6 @@ void add_lora_bfloat16(bf16* out, const bf16* x, int64_t in, int64_t out_stride,
                        int64_t num_entries, const Member* members, int64_t num_members);
 void multiply_packed(bf16* out, const bf16* x, const bf16* packed, const bf16* bias, int64_t rows, int64_t in,
                      int64_t width);
+void multiply_4bit_packed(bf16* out, const bf16* x, const uint16_t* packed, const bf16* scales, const bf16* bias,
+                          int64_t rows, int64_t in, int64_t width);
 }

@@ -54,6 +54,8 @@ class NativeKernels:
         self.most_rows: int = library.most_rows()  # that `multiply_packed` takes: 0 on processors it is not made for
         self._multiply = library.multiply_packed
         self._multiply.argtypes, self._multiply.restype = [*[c_void_p] * 4, *[c_int64] * 3], None
+        self._multiply_4bit = library.multiply_4bit_packed
+        self._multiply_4bit.argtypes, self._multiply_4bit.restype = [*[c_void_p] * 5, *[c_int64] * 3], None
         self._decode_layers = library.decode_layers
         self._decode_layers.argtypes, self._decode_layers.restype = [c_void_p, c_void_p], None
 
@@ -74,6 +76,23 @@ class NativeKernels:
         out = x.new_empty(rows, width)
         self._multiply(
             out.data_ptr(), x.data_ptr(), packed, bias.data_ptr() if bias is not None else None, rows, size, width
+        )
+        return out
+
+    def multiply_4bit(self, x: Tensor, packed: Tensor, scales: Tensor, bias: Tensor | None, width: int) -> Tensor:
+        """x (rows, in_features) bfloat16, contiguous → (rows, width). packed (panels, in_features / 2, 16, 2) int16 and
+        scales (panels, groups, 2, 64) bfloat16 as product.cpp says."""
+        rows, size = x.shape
+        out = x.new_empty(rows, width)
+        self._multiply_4bit(
+            out.data_ptr(),
+            x.data_ptr(),
+            packed.data_ptr(),
+            scales.data_ptr(),
+            bias.data_ptr() if bias is not None else None,
+            rows,
+            size,
+            width,
         )
         return out
 

@@ -6,7 +6,8 @@
 namespace {
 
 struct Product {
-    const bf16 *packed, *bias;
+    const void* packed;
+    const bf16 *scales, *bias;  // scales: of weights of 4 bits, else null
     int64_t in, width;
     const Member* members;  // of the adapters in the bank
     int64_t num_members;
@@ -38,7 +39,11 @@ struct Step {
 };
 
 void multiply(bf16* out, const bf16* x, const Product& product, const Step& step) {
-    multiply_packed(out, x, product.packed, product.bias, step.rows, product.in, product.width);
+    if (product.scales)
+        multiply_4bit_packed(out, x, (const uint16_t*)product.packed, product.scales, product.bias, step.rows,
+                             product.in, product.width);
+    else
+        multiply_packed(out, x, (const bf16*)product.packed, product.bias, step.rows, product.in, product.width);
     if (step.num_entries && product.num_members)
         add_lora_bfloat16(out, x, product.in, product.width, step.entries, step.num_entries, product.members,
                           product.num_members);

@@ -14,6 +14,7 @@ from torch import Tensor
 from serving.engine.kernels import native
 from serving.engine.kernels.native import NativeKernels
 from serving.engine.kernels.packed_linear import PackedLinear
+from serving.engine.kernels.quantized import Int4Linear
 from serving.engine.kernels.slot_table import SlotTable, slot_table
 from serving.engine.lora import LoRALinear, StepRows
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 class _Product(Structure):
     _fields_ = (
         ("packed", c_void_p),
+        ("scales", c_void_p),
         ("bias", c_void_p),
         ("in_features", c_int64),
         ("width", c_int64),
@@ -168,11 +170,11 @@ def _products(struct: _Layer) -> tuple[_Product, ...]:
 
 
 def _reads_packed(linear: LoRALinear) -> bool:
-    return isinstance(linear.base, PackedLinear) and linear.base.native is not None
+    return isinstance(linear.base, PackedLinear | Int4Linear) and linear.base.native is not None
 
 
-def _base(linear: LoRALinear) -> PackedLinear:
-    assert isinstance(linear.base, PackedLinear)
+def _base(linear: LoRALinear) -> PackedLinear | Int4Linear:
+    assert isinstance(linear.base, PackedLinear | Int4Linear)
     return linear.base
 
 
@@ -194,6 +196,10 @@ def _layer_struct(layer: "FusedLayer", cache: "KVCache") -> _Layer:
     )
 
 
-def _product_struct(base: PackedLinear) -> _Product:
+def _product_struct(base: PackedLinear | Int4Linear) -> _Product:
+    if isinstance(base, PackedLinear):
+        packed, scales = base.address, None
+    else:
+        packed, scales = base.packed.data_ptr(), base.scales.data_ptr()
     bias = base.bias.data_ptr() if base.bias is not None else None
-    return _Product(base.address, bias, base.size, base.width, None, 0)
+    return _Product(packed, scales, bias, base.size, base.width, None, 0)
