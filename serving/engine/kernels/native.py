@@ -197,7 +197,7 @@ def load() -> NativeKernels | None:
     the log, where that fails."""
     compiler = os.environ.get("CXX") or next(filter(shutil.which, ("g++", "clang++", "c++")), None)
     if compiler is None:
-        log.warning("no C++ compiler: decoding uses PyTorch's own operations, at about two thirds of the speed")
+        log.warning("no C++ compiler: decoding uses PyTorch's own operations, at about a third of the speed")
         return None
     try:
         return NativeKernels(ctypes.CDLL(str(_compiled(compiler))))
