@@ -1,0 +1,110 @@
+"""A prompt's embedding: transformers' mean last hidden state, however the engine computed it."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from peft import PeftModel
+from torch import Tensor
+from transformers import Qwen3ForCausalLM
+
+from serving.engine.sequence import FinishReason, TokenDelta
+from tests.serving.test_engine import (
+    assert_nothing_held,
+    build_engine,
+    drain,
+    random_prompts,
+    request,
+    tokens_of,
+    version_of,
+)
+
+PROMPTS = [[7], *((prompt * 5)[:150] for prompt in random_prompts(3, seed=21))]
+EMBED = {"embed": True, "max_tokens": 0}
+
+
+def expected(base: Path, adapter: Path | None, prompt: list[int]) -> Tensor:
+    """(hidden,), by transformers and PEFT."""
+    model = Qwen3ForCausalLM.from_pretrained(base)
+    if adapter:
+        model = PeftModel.from_pretrained(model, adapter)
+    with torch.no_grad():
+        hidden = model.eval()(torch.tensor([prompt]), output_hidden_states=True).hidden_states[-1]
+    return F.normalize(hidden[0].mean(dim=0), dim=0)
+
+
+def embedding_of(deltas: list[TokenDelta]) -> Tensor:
+    [delta] = deltas
+    assert delta.embedding is not None and delta.embedding.dtype == torch.float32
+    assert delta.finish_reason == FinishReason.LENGTH and not (delta.text or delta.token_ids)
+    return delta.embedding
+
+
+@pytest.mark.parametrize("room", [None, 13], ids=["roomy", "preempted"])
+def test_prompts_in_chunks_between_running_chats_are_embedded_as_by_transformers(
+    tiny_base: Path, tiny_adapters: dict[str, Path], room: int | None
+) -> None:
+    version = version_of("r8", tiny_adapters["r8"])
+    mixes = {(): None, ((version.digest, 1.0),): tiny_adapters["r8"]}
+    engine = build_engine(tiny_base, max_batch_tokens=48)  # less than a prompt
+    engine.bank.warm(version)
+    for number, prompt in enumerate(PROMPTS):  # the prefix cache knows every prompt already
+        for mix in mixes:
+            engine.add(request(f"warm-{number}-{len(mix)}", prompt, mix=mix, max_tokens=1))
+    drain(engine)
+    if room:  # for one and a half of the longest
+        for _ in range(engine.pool.num_free - room):
+            engine.pool._free.popitem(last=False)
+    preempted = []
+    put_back = engine.scheduler.waiting.put_back
+    engine.scheduler.waiting.put_back = lambda sequence: (preempted.append(sequence.request.id), put_back(sequence))[1]
+    for number, prompt in enumerate(PROMPTS):
+        for mix in mixes:
+            engine.add(request(f"chat-{number}-{len(mix)}", prompt[:20], mix=mix, max_tokens=40))
+            engine.add(request(f"{number}-{len(mix)}", prompt, mix=mix, **EMBED))
+    deltas = drain(engine)
+    assert bool(preempted) == bool(room)
+    for number, prompt in enumerate(PROMPTS):
+        for mix, adapter in mixes.items():
+            found = embedding_of(deltas[f"{number}-{len(mix)}"])
+            assert torch.allclose(found, expected(tiny_base, adapter, prompt), atol=1e-4)
+            assert found.norm().item() == pytest.approx(1.0, abs=1e-5)
+            assert len(tokens_of(deltas[f"chat-{number}-{len(mix)}"])) == 40
+    if not room:
+        assert_nothing_held(engine)
+
+
+def test_alone_and_in_one_chunk_or_many_it_is_the_same(tiny_base: Path) -> None:
+    found = []
+    for budget in (16, 64, 512):
+        engine = build_engine(tiny_base, max_batch_tokens=budget)
+        engine.add(request("a", PROMPTS[1], **EMBED))
+        found.append(embedding_of(drain(engine)["a"]))
+    assert torch.allclose(found[0], found[2], atol=1e-5) and torch.allclose(found[1], found[2], atol=1e-5)
+    assert torch.allclose(found[2], expected(tiny_base, None, PROMPTS[1]), atol=1e-4)
+
+
+def test_embedding_changes_no_neighbour_and_its_blocks_serve_later_prompts(tiny_base: Path) -> None:
+    prompt = PROMPTS[1]
+    alone, shared = build_engine(tiny_base), build_engine(tiny_base)
+    for engine in (alone, shared):
+        engine.add(request("plain", PROMPTS[2], seed=3, temperature=1.0))
+    shared.add(request("embedded", prompt, **EMBED))
+    assert tokens_of(drain(alone)["plain"]) == tokens_of(drain(shared)["plain"])
+    shared.add(request("later", prompt))
+    assert drain(shared)["later"][0].cached_tokens == (len(prompt) - 1) // 16 * 16 > 0
+
+
+def test_hidden_states_that_are_no_numbers_are_an_error_of_their_request_only(tiny_base: Path) -> None:
+    engine = build_engine(tiny_base)
+    engine.add(request("broken", PROMPTS[1], **EMBED))
+    engine.add(request("fine", PROMPTS[2], **EMBED))
+    [broken] = [chunk.sequence for chunk in engine.scheduler.schedule() if chunk.sequence.request.id == "broken"]
+    broken.hidden_sum = torch.full((64,), float("nan"))
+    deltas = drain(engine)
+    assert deltas["broken"][0].finish_reason == FinishReason.ERROR and "not numbers" in (
+        deltas["broken"][0].error or ""
+    )
+    embedding_of(deltas["fine"])
+    assert_nothing_held(engine)
