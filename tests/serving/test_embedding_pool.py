@@ -1,5 +1,6 @@
 """A prompt's embedding: transformers' mean last hidden state, however the engine computed it."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -41,9 +42,8 @@ def embedding_of(deltas: list[TokenDelta]) -> Tensor:
     return delta.embedding
 
 
-@pytest.mark.parametrize("room", [None, 13], ids=["roomy", "preempted"])
 def test_prompts_in_chunks_between_running_chats_are_embedded_as_by_transformers(
-    tiny_base: Path, tiny_adapters: dict[str, Path], room: int | None
+    tiny_base: Path, tiny_adapters: dict[str, Path]
 ) -> None:
     version = version_of("r8", tiny_adapters["r8"])
     mixes = {(): None, ((version.digest, 1.0),): tiny_adapters["r8"]}
@@ -53,26 +53,36 @@ def test_prompts_in_chunks_between_running_chats_are_embedded_as_by_transformers
         for mix in mixes:
             engine.add(request(f"warm-{number}-{len(mix)}", prompt, mix=mix, max_tokens=1))
     drain(engine)
-    if room:  # for one and a half of the longest
-        for _ in range(engine.pool.num_free - room):
-            engine.pool._free.popitem(last=False)
-    preempted = []
-    put_back = engine.scheduler.waiting.put_back
-    engine.scheduler.waiting.put_back = lambda sequence: (preempted.append(sequence.request.id), put_back(sequence))[1]
     for number, prompt in enumerate(PROMPTS):
         for mix in mixes:
             engine.add(request(f"chat-{number}-{len(mix)}", prompt[:20], mix=mix, max_tokens=40))
             engine.add(request(f"{number}-{len(mix)}", prompt, mix=mix, **EMBED))
     deltas = drain(engine)
-    assert bool(preempted) == bool(room)
     for number, prompt in enumerate(PROMPTS):
         for mix, adapter in mixes.items():
             found = embedding_of(deltas[f"{number}-{len(mix)}"])
             assert torch.allclose(found, expected(tiny_base, adapter, prompt), atol=1e-4)
             assert found.norm().item() == pytest.approx(1.0, abs=1e-5)
             assert len(tokens_of(deltas[f"chat-{number}-{len(mix)}"])) == 40
-    if not room:
-        assert_nothing_held(engine)
+    assert_nothing_held(engine)
+
+
+def test_one_that_steps_back_half_way_counts_no_token_twice(tiny_base: Path) -> None:
+    engine = build_engine(tiny_base, max_batch_tokens=16)
+    for _ in range(engine.pool.num_free - 14):
+        engine.pool._free.popitem(last=False)
+    stepped_back = []
+    put_back = engine.scheduler.waiting.put_back
+    engine.scheduler.waiting.put_back = lambda sequence: (stepped_back.append(sequence.num_pooled), put_back(sequence))
+    prompt = PROMPTS[-1]
+    engine.add(replace(request("embedded", prompt, **EMBED), priority=1))
+    engine.step()
+    for number in range(3):
+        engine.add(request(f"chat-{number}", prompt[number : number + 8], max_tokens=40))
+    deltas = drain(engine)
+    [pooled] = stepped_back
+    assert 0 < pooled < len(prompt)
+    assert torch.allclose(embedding_of(deltas["embedded"]), expected(tiny_base, None, prompt), atol=1e-4)
 
 
 def test_alone_and_in_one_chunk_or_many_it_is_the_same(tiny_base: Path) -> None:
