@@ -69,16 +69,16 @@ def test_prompts_in_chunks_between_running_chats_are_embedded_as_by_transformers
 
 def test_one_that_steps_back_half_way_counts_no_token_twice(tiny_base: Path) -> None:
     engine = build_engine(tiny_base, max_batch_tokens=16)
-    for _ in range(engine.pool.num_free - 14):
+    for _ in range(engine.pool.num_free - 23):
         engine.pool._free.popitem(last=False)
     stepped_back = []
     put_back = engine.scheduler.waiting.put_back
     engine.scheduler.waiting.put_back = lambda sequence: (stepped_back.append(sequence.num_pooled), put_back(sequence))
-    prompt = PROMPTS[-1]
+    prompt = PROMPTS[-1] * 2
     engine.add(replace(request("embedded", prompt, **EMBED), priority=1))
     engine.step()
     for number in range(3):
-        engine.add(request(f"chat-{number}", prompt[number : number + 8], max_tokens=40))
+        engine.add(request(f"chat-{number}", prompt[number : number + 15], max_tokens=40))
     deltas = drain(engine)
     [pooled] = stepped_back
     assert 0 < pooled < len(prompt)
