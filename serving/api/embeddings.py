@@ -9,9 +9,9 @@ import orjson
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
-from adapters.errors import Conflict, Invalid
+from adapters.errors import Conflict
 from serving.api.auth import Caller, caller_of
-from serving.api.errors import error_body
+from serving.api.errors import error_body, named_here
 from serving.api.reply import adapter_headers
 from serving.api.schemas import EmbeddingRequest, check_token_ids
 from serving.api.streaming import unless_disconnected
@@ -72,12 +72,10 @@ async def _embed(chat: ChatService, turns: Sequence[Turn]) -> Embedded:
     """Every turn's answer and only delta, up to the first that has failed. All by the same versions: Conflict when a
     name has moved on between two parts of a long list."""
     embedded: Embedded = []
-    for start in range(0, len(turns), AT_ONCE):
-        try:
-            answers = await chat.ask_together(turns[start : start + AT_ONCE])
-        except Invalid as error:
-            param = "input" if error.param == "prompt" else error.param
-            raise Invalid(error.message, param=param, code=error.code) from error
+    part = max(1, min(AT_ONCE, chat.engine.max_waiting))
+    for start in range(0, len(turns), part):
+        with named_here({"prompt": "input"}):
+            answers = await chat.ask_together(turns[start : start + part])
         async with AsyncExitStack() as stack:
             for answer in answers:
                 await stack.enter_async_context(answer)

@@ -14,7 +14,7 @@ from fastapi.responses import JSONResponse
 from adapters.errors import Invalid, NotFound
 from adapters.renderer import Message
 from serving.api.auth import Caller, caller_of
-from serving.api.errors import error_body
+from serving.api.errors import error_body, named_here
 from serving.api.reply import Choice, adapter_headers
 from serving.api.response_items import ItemStatus, Output
 from serving.api.response_schemas import ResponseRequest
@@ -22,6 +22,8 @@ from serving.api.streaming import event_stream, unless_disconnected
 from serving.chat import Answer, ChatService, Turn
 from serving.engine.sequence import FinishReason, SamplingParams
 from serving.response_store import ResponseStore, StoredResponse
+
+_FORMAT = {"json_schema": "text.format", "json_object": "text.format"}
 
 
 def responses_router(chat: ChatService, store: ResponseStore) -> APIRouter:
@@ -32,7 +34,8 @@ def responses_router(chat: ChatService, store: ResponseStore) -> APIRouter:
         caller = caller_of(request)
         conversation = _conversation(body, store, caller)
         params = _params(body, chat)
-        answer = await chat.ask(_turn(body, conversation, params, caller))
+        with named_here({"messages": "input"} | (_FORMAT if body.text.format.grammar else {})):
+            answer = await chat.ask(_turn(body, conversation, params, caller))
         headers = adapter_headers(answer)
         run = _Run(body, answer, params, chat.base.tokenizer)
 

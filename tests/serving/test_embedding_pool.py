@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import Qwen3ForCausalLM
 
 from serving.engine.sequence import FinishReason, TokenDelta
+from tests.serving.test_cuda_graphs import PlainKernels, graphs_of
 from tests.serving.test_engine import (
     assert_nothing_held,
     build_engine,
@@ -104,6 +105,17 @@ def test_embedding_changes_no_neighbour_and_its_blocks_serve_later_prompts(tiny_
     assert tokens_of(drain(alone)["plain"]) == tokens_of(drain(shared)["plain"])
     shared.add(request("later", prompt))
     assert drain(shared)["later"][0].cached_tokens == (len(prompt) - 1) // 16 * 16 > 0
+
+
+def test_a_single_token_is_embedded_although_its_step_could_be_a_captured_one(tiny_base: Path) -> None:
+    engine = build_engine(tiny_base)
+    engine.runner.kernels = PlainKernels()
+    engine.runner.graphs = graphs_of(engine, lambda step: step)
+    engine.add(request("chat", PROMPTS[2]))
+    while engine.num_waiting or any(sequence.remaining > 1 for sequence in engine.scheduler.running):
+        engine.step()
+    engine.add(request("a", [7], **EMBED))
+    assert torch.allclose(embedding_of(drain(engine)["a"]), expected(tiny_base, None, [7]), atol=1e-4)
 
 
 def test_hidden_states_that_are_no_numbers_are_an_error_of_their_request_only(tiny_base: Path) -> None:

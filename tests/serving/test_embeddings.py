@@ -1,5 +1,6 @@
 """POST /v1/embeddings, /tokenize and /detokenize over real HTTP."""
 
+import asyncio
 import base64
 import struct
 import threading
@@ -101,6 +102,25 @@ def test_more_inputs_than_may_wait_are_embedded_in_parts(
     assert [entry.index for entry in reply.data] == list(range(150))
     last = server.client().embeddings.create(model="r8", input=texts[-1])
     assert reply.data[-1].embedding == pytest.approx(last.data[0].embedding, abs=1e-5)
+
+
+def test_a_name_that_moves_on_between_two_parts_is_a_conflict(
+    server: RunningServer, tiny_adapters: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chat = server.services.chat
+    ask_together = chat.ask_together
+
+    async def then_replace(turns: Any) -> Any:
+        answers = await ask_together(turns)
+        await chat.load("moving", tiny_adapters["r8"], replace=True)
+        return answers
+
+    asyncio.run(chat.load("moving", tiny_adapters["r2"]))
+    texts = [f"第{number}个" for number in range(100)]
+    whole = post(server, "/v1/embeddings", model="moving", input=texts)
+    monkeypatch.setattr(chat, "ask_together", then_replace)
+    assert whole.status_code == 200
+    assert post(server, "/v1/embeddings", model="moving", input=texts).status_code == 409
 
 
 @pytest.mark.parametrize(

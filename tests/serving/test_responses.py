@@ -204,11 +204,16 @@ def test_logprobs_are_chats(server: RunningServer) -> None:
         ({"metadata": {"a": 1}}, "metadata.a"),
         ({"metadata": {"a": "\ud800"}}, "metadata.a"),
         ({"text": {"format": {"type": "json_schema", "name": "x", "schema": {"a": 10**30}}}}, "text.format.schema"),
+        ({"text": {"format": {"type": "json_schema", "name": "x", "schema": {"type": "no"}}}}, "text.format"),
+        ({"guided_json": {"type": "no"}}, "json_schema"),
+        ({"text": {"format": {"type": "json_object"}}, "guided_regex": "a"}, None),
         ({"max_output_tokens": 10**30}, "max_output_tokens"),
         ({"model": "nobody"}, "model"),
     ],
 )
-def test_what_is_not_supported_is_refused_by_name(server: RunningServer, fields: dict[str, Any], param: str) -> None:
+def test_what_is_not_supported_is_refused_by_name(
+    server: RunningServer, fields: dict[str, Any], param: str | None
+) -> None:
     reply = ask(server, **fields)
     assert reply.status_code == (404 if param == "model" else 400)
     assert reply.json()["error"]["param"] == param
@@ -216,7 +221,7 @@ def test_what_is_not_supported_is_refused_by_name(server: RunningServer, fields:
 
 def test_too_long_a_conversation_is_refused_with_both_numbers(server: RunningServer) -> None:
     error = ask(server, input="你好，" * 600).json()["error"]
-    assert error["code"] == "context_length_exceeded" and "512" in error["message"]
+    assert (error["code"], error["param"]) == ("context_length_exceeded", "input") and "512" in error["message"]
 
 
 def test_leaving_a_stream_stops_the_work(server: RunningServer) -> None:
