@@ -113,11 +113,15 @@ def build_app(services: Services) -> FastAPI:
     from serving.api.auth import Keys
     from serving.api.compare import compare_router
     from serving.api.completions import completions_router
+    from serving.api.embeddings import embeddings_router
     from serving.api.errors import install_error_handlers
     from serving.api.limits import BodyLimit
     from serving.api.models import models_router
     from serving.api.operations import operations_router
+    from serving.api.responses import responses_router
     from serving.api.text_completions import text_completions_router
+    from serving.api.tokens import tokens_router
+    from serving.response_store import ResponseStore
 
     settings, chat = services.settings, services.chat
     keys = Keys(settings)
@@ -152,6 +156,9 @@ def build_app(services: Services) -> FastAPI:
     user = [Depends(keys.require_user)]
     app.include_router(completions_router(chat), dependencies=user)
     app.include_router(text_completions_router(chat), dependencies=user)
+    app.include_router(responses_router(chat, ResponseStore()), dependencies=user)
+    app.include_router(embeddings_router(chat), dependencies=user)
+    app.include_router(tokens_router(chat), dependencies=user)
     app.include_router(compare_router(chat), dependencies=user)
     app.include_router(models_router(chat, settings, keys, int(time.time())), dependencies=user)
     app.include_router(operations_router(chat))

@@ -44,9 +44,10 @@ class ChatRenderer:
         """Characters of the longest token in the vocabulary."""
         return max(len(token) for token in self.tokenizer.get_vocab())
 
-    def prompt_text(self, messages: Sequence[Message]) -> str:
-        """The text the model continues: the conversation, and the head of the assistant's turn."""
-        return self._render(messages, head=True)
+    def prompt_text(self, messages: Sequence[Message], *, head: bool = True) -> str:
+        """The text the model continues: the conversation, and the head of the assistant's turn unless that is not
+        wanted."""
+        return self._render(messages, head=head)
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
         return self.encode(self.prompt_text(messages))

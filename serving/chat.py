@@ -130,6 +130,22 @@ class ChatService:
             for (turn, leases, _), stream in zip(prepared, streams, strict=True)
         ]
 
+    async def tokenize(self, turn: Turn, *, head: bool, special: bool) -> list[int]:
+        """Token ids of the turn's prompt, however many. `head`: with that of the assistant's turn; `special`: with the
+        tokens that the tokenizer puts around any text."""
+        versions = self._versions(turn)
+        if isinstance(turn.prompt, str):
+            text = turn.prompt
+        else:
+            text = self.renderer.prompt_text(self._messages(turn, versions), head=head)
+        # In a thread, as for an answer.
+        return await asyncio.to_thread(lambda: list(self.base.tokenizer.encode(text, add_special_tokens=special)))
+
+    async def detokenize(self, model: str, tokens: Sequence[int]) -> str:
+        """Text of the tokens, special ones spelled out. NotFound for a model that is not here."""
+        self._versions(Turn(model))
+        return str(await asyncio.to_thread(self.base.tokenizer.decode, list(tokens)))
+
     def default_params(self) -> SamplingParams:
         """Sampling as the base's authors advise (generation_config.json); what they leave open is plain."""
         advised = self.base.model.generation_config
@@ -204,6 +220,9 @@ class ChatService:
                 lease.release()
             raise
         return leases
+
+    def _versions(self, turn: Turn) -> list[AdapterVersion]:
+        return [self.registry.resolve(name) for name, _ in self._wanted(turn)]
 
     def _wanted(self, turn: Turn) -> list[tuple[str, float]]:
         """Adapters by model id, with strengths; none of them: the base alone."""

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request, Response
 
 from adapters.errors import Invalid
 from serving.api.auth import Caller, caller_of
-from serving.api.reply import Reply
+from serving.api.reply import Reply, logprob_entry
 from serving.api.schemas import ChatCompletionRequest
 from serving.chat import ChatService, Turn
 from serving.engine.sequence import TokenDelta, TokenLogprob
@@ -72,14 +72,4 @@ class _ChatReply(Reply):
     def _logprobs(self, logprobs: Sequence[TokenLogprob]) -> dict[str, Any] | None:
         if not logprobs:
             return None
-        return {
-            "content": [
-                self._token(entry.token_id, entry.logprob) | {"top_logprobs": [self._token(i, p) for i, p in entry.top]}
-                for entry in logprobs
-            ],
-            "refusal": None,
-        }
-
-    def _token(self, token_id: int, logprob: float) -> dict[str, Any]:
-        text = self.tokenizer.decode([token_id])
-        return {"token": text, "logprob": max(logprob, -9999.0), "bytes": list(text.encode())}
+        return {"content": [logprob_entry(self.tokenizer, entry) for entry in logprobs], "refusal": None}

@@ -8,16 +8,17 @@ from serving.api.errors import error_body
 
 MAX_BODY_BYTES = 4 << 20
 MAX_DISCARDED_BYTES = 64 << 20
+LIMITED = ("/v1/", "/tokenize", "/detokenize")
 
 
 class BodyLimit:
-    """Answers 413 to bodies under /v1 of more than MAX_BODY_BYTES. Pure ASGI: streams pass through untouched."""
+    """Answers 413 to bodies of more than MAX_BODY_BYTES for the API. Pure ASGI: streams pass through untouched."""
 
     def __init__(self, app: ASGIApp):
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or not scope["path"].startswith("/v1/"):
+        if scope["type"] != "http" or not scope["path"].startswith(LIMITED):
             await self.app(scope, receive, send)
             return
         declared = dict(scope["headers"]).get(b"content-length", b"0")

@@ -144,6 +144,16 @@ class Reply(ABC):
         }
 
 
+def logprob_entry(tokenizer: Any, entry: TokenLogprob) -> dict[str, Any]:
+    """One token of an answer as chat completions and responses report it, with the most likely ones beside it."""
+
+    def spelled(token_id: int, logprob: float) -> dict[str, Any]:
+        text = tokenizer.decode([token_id])
+        return {"token": text, "logprob": max(logprob, -9999.0), "bytes": list(text.encode())}
+
+    return spelled(entry.token_id, entry.logprob) | {"top_logprobs": [spelled(i, p) for i, p in entry.top]}
+
+
 def adapter_headers(answer: Answer) -> dict[str, str]:
     headers = {"x-bianlian-adapter": answer.adapter}
     return headers | ({"x-bianlian-digest": answer.digest} if answer.digest else {})

@@ -24,14 +24,21 @@ class ClientGone(Exception):
     """Nobody is waiting for this answer any more."""
 
 
-def event_stream(events: AsyncIterator[dict[str, Any]], headers: dict[str, str]) -> EventSourceResponse:
-    """Each dict as one `data:` event, then `[DONE]`. An error after the first byte is sent as an event too: the
+def event_stream(
+    events: AsyncIterator[dict[str, Any]], headers: dict[str, str], *, named: bool = False
+) -> EventSourceResponse:
+    """Each dict as one `data:` event, then `[DONE]`; or, `named`, as an event of the name that is its type, the last of
+    which says that it is the last. An error after the first byte is sent as an event too: the
     status line has gone out, and a cut connection would look like a network fault."""
 
     async def lines() -> AsyncIterator[bytes]:
         async for event in events:
-            yield b"data: " + orjson.dumps(event) + b"\n\n"  # JSON has no line breaks, so this is one whole event
-        yield b"data: [DONE]\n\n"
+            name = b"event: " + event["type"].encode() + b"\n" if named else b""
+            yield (
+                name + b"data: " + orjson.dumps(event) + b"\n\n"
+            )  # JSON has no line breaks, so this is one whole event
+        if not named:
+            yield b"data: [DONE]\n\n"
 
     return _EventStream(
         lines(),

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request, Response
 from adapters.errors import Invalid
 from serving.api.auth import Caller, caller_of
 from serving.api.reply import Reply
-from serving.api.schemas import DEFAULT_TEXT_TOKENS, TextCompletionRequest
+from serving.api.schemas import DEFAULT_TEXT_TOKENS, TextCompletionRequest, check_token_ids
 from serving.chat import Answer, ChatService, Turn
 from serving.engine.detokenizer import Detokenizer
 from serving.engine.sequence import TokenDelta, TokenLogprob
@@ -32,10 +32,7 @@ def text_completions_router(chat: ChatService) -> APIRouter:
 def _turns(body: TextCompletionRequest, chat: ChatService, caller: Caller) -> list[Turn]:
     """n turns a prompt. Choice k of every prompt rolls the dice of seed + k, as it would if it were sent alone."""
     vocab_size = chat.base.model.config.get_text_config().vocab_size
-    for prompt in body.prompt:
-        unknown = [] if isinstance(prompt, str) else [token for token in prompt if token >= vocab_size]
-        if unknown:
-            raise Invalid(f"token id {unknown[0]} is outside the vocabulary of {vocab_size}", param="prompt")
+    check_token_ids("prompt", body.prompt, vocab_size)
     try:
         params = body.params(chat.default_params(), vocab_size, logprobs=body.logprobs)
     except ValueError as error:

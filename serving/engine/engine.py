@@ -4,6 +4,9 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch.nn.functional as F
+from torch import Tensor
+
 from adapters.base_model import BaseModel
 from adapters.errors import Invalid
 from adapters.settings import Quantization, Settings
@@ -163,8 +166,18 @@ class Engine:
         request = sequence.request
         scores = () if sequence.num_output or request.params.prompt_logprobs is None else sequence.prompt_logprobs
         if request.params.max_tokens == 0:
+            try:
+                embedding = _embedding(sequence) if request.params.embed else None
+            except ValueError as broken:
+                return self._fail(sequence, broken)
             self._finish(request.id)
-            return TokenDelta(request.id, "", prompt_logprobs=tuple(scores), finish_reason=FinishReason.LENGTH)
+            return TokenDelta(
+                request.id,
+                "",
+                prompt_logprobs=tuple(scores),
+                embedding=embedding,
+                finish_reason=FinishReason.LENGTH,
+            )
         running = self._requests[request.id]
         detokenizer = running.detokenizer = running.detokenizer or Detokenizer(self.base.tokenizer, request.params.stop)
         matcher = sequence.matcher
@@ -233,3 +246,13 @@ class Engine:
                 param="kv_cache_memory",
             )
         return int(blocks)
+
+
+def _embedding(sequence: Sequence) -> Tensor:
+    """(hidden,) float32 of length 1 on the host: the mean of the prompt's hidden states, which points where their sum
+    does. ValueError when it has no direction."""
+    assert sequence.hidden_sum is not None
+    direction = F.normalize(sequence.hidden_sum, dim=0).cpu()
+    if not direction.isfinite().all():
+        raise ValueError("the prompt's hidden states are infinite or not numbers")
+    return direction

@@ -67,8 +67,8 @@ class BlockPool:
     def reuse_prefix(self, sequence: Sequence) -> int:
         """Give a sequence without blocks every cached block that fits its beginning; returns the tokens covered.
         At least one token is left to compute, because the next token comes from the last one's logits; all are of a
-        prompt that is to be scored."""
-        if not self.share_prefixes or sequence.scores_prompt:
+        prompt that is to be scored or embedded."""
+        if not self.share_prefixes or sequence.needs_whole_prompt:
             return 0
         parent = -1
         for number in range((len(sequence.tokens) - 1) // self.block_size):

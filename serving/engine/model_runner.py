@@ -1,10 +1,13 @@
 """ModelRunner: a batch → tensors → one forward pass → one token for every sequence that is due one, and
-log-probabilities for prompts that are to be scored.
+log-probabilities and sums of hidden states for prompts that are to be scored or embedded.
 
 The transformers model runs as it is, on one flat row of tokens from many sequences; only its attention is
 ours (registered under a name) and its linear layers carry the adapters."""
 
+from collections.abc import Iterator
 from collections.abc import Sequence as Seq
+from contextlib import contextmanager
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -67,19 +70,21 @@ class ModelRunner:
     @torch.inference_mode()
     def run(self, batch: Batch) -> list[tuple[Chunk, Sampled]]:
         """Compute every chunk; sample for those that reach their sequence's end. Prompts to be scored get their
-        log-probabilities."""
+        log-probabilities, those to be embedded the sum of their hidden states."""
         # Rows with the same adapters lie together: each adapter is then one matrix product a layer.
         ordered = sorted(batch, key=lambda chunk: chunk.sequence.request.mix)
         due = [chunk for chunk in ordered if chunk.samples]
         scored = [chunk for chunk in ordered if chunk.scored]
         segments = self._segments([(chunk, chunk.count) for chunk in ordered])
-        logits = None if scored else self._run_captured(ordered, segments)
+        pools = any(chunk.pooled for chunk in ordered)
+        logits = None if scored or pools else self._run_captured(ordered, segments)
         if logits is None:
             # The output layer sees the last row of each that is due, then the scored ones.
             head = self._segments([(chunk, 1) for chunk in due] + [(chunk, len(chunk.scored)) for chunk in scored])
             self.step.begin(segments, head)
             try:
-                logits = self._forward(ordered)
+                with self._pooling(ordered if pools else []):
+                    logits = self._forward(ordered)
             finally:
                 self.step.end()
         sampled = sample(logits[: len(due)], [chunk.sequence for chunk in due], self.base.stop_token_ids)
@@ -103,6 +108,23 @@ class ModelRunner:
             num_top = [sequence.request.params.prompt_logprobs or 0] * len(positions)
             sequence.prompt_logprobs += token_logprobs(logits[row : row + len(positions)], said, num_top)
             row += len(positions)
+
+    @contextmanager
+    def _pooling(self, batch: Batch) -> Iterator[None]:
+        """A forward pass in here adds the hidden states that embeddings are made of to their sequences."""
+        if not batch:
+            yield
+            return
+
+        def pool(decoder: Any, inputs: Any, out: Any) -> None:
+            _pool(batch, out.last_hidden_state[0])
+
+        # The decoder's output is what the output layer sees: behind the final norm, whatever the family calls it.
+        hook = self.base.model.get_decoder().register_forward_hook(pool)
+        try:
+            yield
+        finally:
+            hook.remove()
 
     def _forward(self, batch: Batch) -> Tensor:
         """Logits (due rows, then scored ones; vocabulary)."""
@@ -157,3 +179,16 @@ class ModelRunner:
                 segments.append(RowSegment(row, end, slots))
             row = end
         return segments
+
+
+def _pool(batch: Batch, hidden: Tensor) -> None:
+    """Add up what embeddings are made of. hidden (rows of all chunks, hidden size)."""
+    row = 0
+    for chunk in batch:
+        positions, sequence = chunk.pooled, chunk.sequence
+        if positions:
+            first = row + positions.start - chunk.start
+            added = hidden[first : first + len(positions)].sum(dim=0, dtype=torch.float32)
+            sequence.hidden_sum = added if sequence.hidden_sum is None else sequence.hidden_sum + added
+            sequence.num_pooled = positions.stop
+        row += chunk.count

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import cached_property
 
+from torch import Tensor
+
 from serving.engine.grammar import Grammar, Matcher
 from serving.engine.penalties import TokenCounts
 
@@ -43,6 +45,8 @@ class SamplingParams:
     logit_bias: tuple[tuple[int, float], ...] = ()
     logprobs: int | None = None  # alternatives to report; 0 reports the chosen token alone
     prompt_logprobs: int | None = None  # the same for the prompt's tokens; max_tokens 0 then scores it and no more
+    # The mean of the prompt's last hidden states, after the final norm; needs max_tokens 0, as nothing is said.
+    embed: bool = False
     grammar: Grammar | None = None
 
     @cached_property
@@ -97,6 +101,7 @@ class TokenDelta:
     finish_reason: FinishReason | None = None
     cached_tokens: int = 0
     error: str | None = None
+    embedding: Tensor | None = None  # (hidden,) float32 on the host, of length 1; in the only delta, if asked for
 
 
 def merge(deltas: Seq[TokenDelta]) -> TokenDelta:
@@ -126,6 +131,8 @@ class Sequence:
     counts: TokenCounts | None = None  # kept by the sampler, for penalties
     # As far as they are known; nothing comes before the first token to predict it.
     prompt_logprobs: list[TokenLogprob | None] = field(default_factory=lambda: [None])
+    hidden_sum: Tensor | None = None  # (hidden,) float32, over the first `num_pooled` tokens, for an embedding
+    num_pooled: int = 0
     num_shared: int = 0  # blocks, from the first on, that the prefix cache knows
     last_shared: int = -1  # its name for the last of them
     started: bool = False  # has run, though it may be waiting again
@@ -148,8 +155,18 @@ class Sequence:
 
     @property
     def scores_prompt(self) -> bool:
-        """Whether log-probabilities of prompt tokens are still to come, so that none of them may be skipped."""
+        """Whether log-probabilities of prompt tokens are still to come."""
         return self.request.params.prompt_logprobs is not None and len(self.prompt_logprobs) < self.num_prompt
+
+    @property
+    def pools_prompt(self) -> bool:
+        """Whether hidden states of prompt tokens are still to be added up."""
+        return self.request.params.embed and self.num_pooled < self.num_prompt
+
+    @property
+    def needs_whole_prompt(self) -> bool:
+        """Whether more than keys and values is wanted of the prompt's tokens, so that none of them may be skipped."""
+        return self.scores_prompt or self.pools_prompt
 
 
 @dataclass(frozen=True)
@@ -175,6 +192,13 @@ class Chunk:
         if not self.sequence.scores_prompt:
             return range(0)
         return range(len(self.sequence.prompt_logprobs) - 1, min(self.end, self.sequence.num_prompt - 1))
+
+    @property
+    def pooled(self) -> range:
+        """Positions whose hidden states go into the sequence's embedding and have not yet."""
+        if not self.sequence.pools_prompt:
+            return range(0)
+        return range(self.sequence.num_pooled, min(self.end, self.sequence.num_prompt))
 
 
 Batch = list[Chunk]
