@@ -47,7 +47,8 @@ class TextPart(Body):
 class ChatMessage(Body):
     role: Literal["system", "developer", "user", "assistant"]
     content: str | list[TextPart]
-    name: str | None = None
+    name: str | None = None  # without effect: chat templates have no place for it
+    provider_specific_fields: dict[str, Any] = {}  # LiteLLM's notes on an answer, in what it sends back as history
 
     def plain(self) -> Message:
         content = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
