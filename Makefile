@@ -5,7 +5,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench persona browser lock clean
+.PHONY: help demo test check clients bench persona browser lock clean
 
 help:            ## this list
 	@grep -E '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -25,6 +25,9 @@ check: .venv/.ready-test    ## linters, types and the fast tests
 	$(BIN)/mypy
 	$(BIN)/pytest -m "not slow and not browser"
 
+clients: .venv/.ready .venv-clients/.ready    ## other programs' clients against a real server, as in docs/clients.md
+	cd tests/clients && ../../.venv-clients/bin/python -m pytest $(ARGS)
+
 bench: .venv/.ready    ## the serving benchmark against its in-process peers
 	$(BIN)/python -m benchmarks.bench_serving $(ARGS)
 
@@ -41,6 +44,13 @@ persona: .venv/.ready    ## train the shipped persona again, from its shipped da
 	$(PIP) install -q --progress-bar on -c requirements.lock -e '.[test]'
 	touch $@
 
+# The clients' dependencies and ours never meet, as they do not on their users' machines.
+.venv-clients/.ready: tests/clients/requirements.txt tests/clients/requirements.lock
+	test -x .venv-clients/bin/python || $(PYTHON) -m venv .venv-clients
+	.venv-clients/bin/python -m pip --disable-pip-version-check install -q --progress-bar on \
+		-c tests/clients/requirements.lock -r tests/clients/requirements.txt
+	touch $@
+
 # Browser tests drive the distribution's Chromium; Chinese pages need a font that has the characters.
 browser:
 	@if ! command -v chromium >/dev/null || ! fc-list 2>/dev/null | grep -qi cjk; then \
@@ -55,4 +65,4 @@ lock: .venv/.ready-test    ## pin what is installed now
 	$(PIP) freeze --exclude-editable | sed 's/^\(torch==[0-9.]*\)+.*/\1/' > requirements.lock
 
 clean:
-	rm -rf .venv *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv .venv-clients *.egg-info .mypy_cache .ruff_cache .pytest_cache

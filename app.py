@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 STORE_POLL_S = 1.0  # how soon the memory of a version replaced on disk is freed; new requests see it at once
 GRACE_S = 10  # by then the server has ended, whatever its clients do
 IDLE_GRACE_S = 1
-METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE")
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 DEMO_PERSONA = "wukong"
@@ -106,7 +105,6 @@ def build_app(services: Services) -> FastAPI:
     import time
 
     from fastapi import Depends, FastAPI
-    from starlette.exceptions import HTTPException
     from starlette.middleware.cors import CORSMiddleware
     from starlette.middleware.trustedhost import TrustedHostMiddleware
 
@@ -118,6 +116,7 @@ def build_app(services: Services) -> FastAPI:
     from serving.api.limits import BodyLimit
     from serving.api.models import models_router
     from serving.api.operations import operations_router
+    from serving.api.paths import PathSpellings, unknown_router
     from serving.api.responses import responses_router
     from serving.api.text_completions import text_completions_router
     from serving.api.tokens import tokens_router
@@ -148,8 +147,16 @@ def build_app(services: Services) -> FastAPI:
     app = FastAPI(title="Bianlian", docs_url=None, redoc_url=None, lifespan=lifespan)
     install_error_handlers(app)
     app.add_middleware(BodyLimit)
-    # With no origins allowed: Gradio would otherwise echo any, with credentials.
-    app.add_middleware(CORSMiddleware, allow_origins=[])
+    app.add_middleware(PathSpellings)
+    # With no origins too: Gradio would otherwise echo any, with credentials.
+    app.add_middleware(
+        CORSMiddleware,
+        allow_origins=settings.cors_origins,
+        allow_methods=["*"],
+        allow_headers=["*"],  # the SDK for browsers sends a dozen of its own
+        allow_private_network=bool(settings.cors_origins),  # a named page may be elsewhere, this server is at home
+        expose_headers=["*"],
+    )
     if settings.host in LOOPBACK and not keys.configured:
         # A page elsewhere whose name is made to resolve to this machine must not reach an open API.
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=[*LOOPBACK, "[::1]"], www_redirect=False)
@@ -163,10 +170,7 @@ def build_app(services: Services) -> FastAPI:
     app.include_router(models_router(chat, settings, keys, int(time.time())), dependencies=user)
     app.include_router(operations_router(chat))
 
-    # The UI is mounted at "/" and would answer unknown API paths in its own way.
-    @app.api_route("/v1/{path:path}", methods=[*METHODS], include_in_schema=False)
-    async def unknown(path: str) -> None:
-        raise HTTPException(404, f"there is no endpoint /v1/{path} for this method")
+    app.include_router(unknown_router([*app.routes]))
 
     if settings.ui:
         from serving.ui import build_ui, mount_ui
@@ -253,6 +257,9 @@ def serve(
     adapter_host_memory: Annotated[float | None, typer.Option(help="GiB of adapter weights in host memory.")] = None,
     api_key: Annotated[list[str] | None, typer.Option(help="Key that callers must send; repeat for several.")] = None,
     admin_key: Annotated[str | None, typer.Option(help="Key for loading and unloading adapters.")] = None,
+    cors_origin: Annotated[
+        list[str] | None, typer.Option(help="Origin of a web app that may call this API from a browser; repeatable.")
+    ] = None,
     no_ui: Annotated[bool, typer.Option("--no-ui", help="API only.")] = False,
 ) -> None:
     """Serve the base and its adapters: UI at /, OpenAI-compatible API at /v1."""
@@ -276,6 +283,7 @@ def serve(
         adapter_host_memory=adapter_host_memory,
         api_key=api_key,
         admin_key=admin_key,
+        cors_origins=cors_origin,
         ui=False if no_ui else None,
     )
     _require_key_beyond_loopback(settings)

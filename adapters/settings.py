@@ -1,11 +1,12 @@
 """One Settings object for every command: file `bianlian.toml` < environment `BIANLIAN_*` < command line."""
 
 import os
+import re
 import tomllib
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 from adapters.errors import Invalid, nearest
@@ -13,6 +14,8 @@ from adapters.errors import Invalid, nearest
 CONFIG_FILE = "bianlian.toml"
 ENV_PREFIX = "BIANLIAN_"
 BUNDLED = Path(__file__).parent / "bundled"
+
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#*\sA-Z]+")  # as browsers spell it: no path, lower case
 
 Device = Literal["auto", "cpu", "cuda"]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
@@ -62,7 +65,20 @@ class Settings(BaseSettings):
     prefix_cache: bool = True
     api_key: list[str] = []
     admin_key: str | None = None
+    cors_origins: list[str] = Field(
+        default=[], description='Origins whose pages may call the API from a browser, or "*" for all; needs keys then.'
+    )
     ui: bool = True
+
+    @field_validator("cors_origins")
+    @classmethod
+    def origins(cls, value: list[str], info: ValidationInfo) -> list[str]:
+        for origin in value:
+            if origin != "*" and not _ORIGIN.fullmatch(origin):
+                raise ValueError(f"'{origin}' is no origin; write https://app.example or http://localhost:5173")
+        if "*" in value and not (info.data.get("api_key") or info.data.get("admin_key")):
+            raise ValueError("with '*' every page anybody here opens could load and unload adapters; set keys first")
+        return value
 
     @property
     def root(self) -> Path:

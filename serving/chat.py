@@ -270,8 +270,8 @@ class ChatService:
         limit = self.engine.engine.max_model_len
         if characters > limit * self.renderer.longest_token:  # cannot fit; spare us finding out how much it is
             raise Invalid(
-                f"the prompt has {characters} characters, certainly more than the {limit} tokens the model takes; "
-                f"shorten the {'conversation' if param == 'messages' else param}",
+                f"this model's maximum context length is {limit} tokens; the prompt has {characters} characters, "
+                f"certainly more: shorten the {'conversation' if param == 'messages' else param}",
                 param=param,
                 code="context_length_exceeded",
             )

@@ -14,6 +14,8 @@ if not torch.cuda.is_available():
 
 from tests import tiny
 
+collect_ignore = ["clients"]  # `make clients` runs those, in an environment of their own
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--churn-requests", type=int, default=300, help="requests of test_churn.py; 100000 for a full run")

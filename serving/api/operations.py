@@ -27,4 +27,8 @@ def operations_router(chat: ChatService) -> APIRouter:
     async def get_version() -> dict[str, str]:
         return {"version": version("bianlian")}
 
+    @router.get("/v1", include_in_schema=False)
+    async def root() -> dict[str, str]:
+        return {"message": "base URL of an OpenAI-compatible API; GET /v1/models lists what answers"}
+
     return router

@@ -27,6 +27,12 @@ MAX_EMBEDDED = 2048  # inputs of one body, as OpenAI has it
 class Body(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
+    @model_validator(mode="before")
+    @classmethod
+    def without_nulls(cls, body: Any) -> Any:
+        """null asks for nothing. Clients write it for every parameter their caller left out."""
+        return {name: value for name, value in body.items() if value is not None} if isinstance(body, dict) else body
+
     @field_validator("*", mode="after")
     @classmethod
     def writable(cls, value: Any) -> Any:
@@ -45,7 +51,8 @@ class TextPart(Body):
 class ChatMessage(Body):
     role: Literal["system", "developer", "user", "assistant"]
     content: str | list[TextPart]
-    name: str | None = None
+    name: str | None = None  # without effect: chat templates have no place for it
+    provider_specific_fields: dict[str, Any] = {}  # LiteLLM's notes on an answer, in what it sends back as history
 
     def plain(self) -> Message:
         content = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
@@ -54,6 +61,7 @@ class ChatMessage(Body):
 
 class StreamOptions(Body):
     include_usage: bool = False
+    include_obfuscation: Literal[False] = False  # padding against eavesdroppers who watch sizes: there is none
 
 
 class LoraChoice(Body):
@@ -224,7 +232,16 @@ class ChatCompletionRequest(Sampling):
     logprobs: bool = False
     top_logprobs: int | None = Field(default=None, ge=0, le=MAX_TOP_LOGPROBS)
     lora: list[LoraChoice] = Field(default=[], max_length=MAX_BLEND)
+    # Without effect; docs/api.md says of each why that is no lie. A value that asks for more is refused.
     user: str | None = None
+    safety_identifier: str | None = None
+    metadata: dict[str, str] = {}
+    store: Literal[False] = False
+    service_tier: Literal["auto", "default"] = "auto"
+    modalities: list[Literal["text"]] = []
+    verbosity: Literal["medium"] = "medium"
+    prompt_cache_key: str | None = None
+    prompt_cache_retention: Literal["in_memory"] = "in_memory"
 
     @model_validator(mode="after")
     def consistent(self) -> "ChatCompletionRequest":
@@ -269,7 +286,7 @@ class TextCompletionRequest(Sampling):
     @field_validator("suffix")
     @classmethod
     def no_suffix(cls, value: str | None) -> None:
-        if value is not None:
+        if value:
             raise ValueError("suffix is not supported: the model only continues; put what follows into the prompt")
 
     @model_validator(mode="after")

@@ -81,9 +81,10 @@ class Engine:
         """The number of tokens a request may generate. Invalid when its prompt leaves room for none, unless
         it wants none."""
         if num_prompt + (max_tokens != 0) > self.max_model_len:
+            # Clients that shorten conversations by themselves know the case by OpenAI's first words.
             raise Invalid(
-                f"the prompt has {num_prompt} tokens, the model takes {self.max_model_len}, prompt and answer; "
-                f"shorten the {'conversation' if param == 'messages' else param}",
+                f"this model's maximum context length is {self.max_model_len} tokens, prompt and answer; the prompt "
+                f"has {num_prompt}: shorten the {'conversation' if param == 'messages' else param}",
                 param=param,
                 code="context_length_exceeded",
             )

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from adapters.errors import Invalid
+from serving.engine.closed_schema import closed
 
 if TYPE_CHECKING:
     # Imported at the first grammar: an engine that is asked for none runs without it.
@@ -154,7 +155,7 @@ def _source(grammar: Grammar) -> str:
         case "json_object":
             return LLMatcher.grammar_from_json_schema('{"type": "object"}', {"whitespace_pattern": _WHITESPACE})
         case "json_schema":
-            return LLMatcher.grammar_from_json_schema(grammar.text, {"whitespace_pattern": _WHITESPACE})
+            return LLMatcher.grammar_from_json_schema(closed(grammar.text), {"whitespace_pattern": _WHITESPACE})
 
 
 def _refused(grammar: Grammar, message: str) -> Invalid:

@@ -14,6 +14,7 @@ from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
 
 from adapters.errors import Invalid
+from serving.engine.closed_schema import closed
 from serving.engine.engine import Engine
 from serving.engine.grammar import Grammar, GrammarCompiler, allowed_tokens
 from serving.engine.sequence import FinishReason, SamplingParams, TokenDelta
@@ -63,6 +64,59 @@ def test_every_answer_follows_its_schema(engine: Engine) -> None:
         Person.model_validate_json(text)
         assert reason == FinishReason.STOP
     assert len({text for text, _ in found}) > 6
+
+
+class Plain(BaseModel):
+    """As Pydantic writes models by default: nothing is said of properties that are not listed."""
+
+    class Part(BaseModel):
+        masks: int = Field(ge=0, le=9)
+
+    kind: Literal["a", "b"]
+    parts: list[Part] = Field(max_length=2)
+    other: Part | None
+
+
+def test_properties_that_are_not_listed_are_not_written(engine: Engine) -> None:
+    plain = Grammar("json_schema", json.dumps(Plain.model_json_schema()))
+    for text, reason in answers(engine, *({"grammar": plain, "seed": seed} for seed in range(8))):
+        assert reason == "stop"
+        said = json.loads(text)
+        assert said.keys() == {"kind", "parts", "other"} and all(part.keys() == {"masks"} for part in said["parts"])
+
+
+OPEN = {"type": "object", "properties": {"a": {"type": "integer"}}}
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        OPEN | {"additionalProperties": {"type": "string"}},
+        OPEN | {"additionalProperties": True},
+        OPEN | {"minProperties": 2},
+        {"type": "object"},
+        {"allOf": [OPEN, {"properties": {"b": {}}}]},
+        OPEN | {"anyOf": [{"required": ["a"]}, {"properties": {"b": {}}}]},
+        {"const": OPEN},
+        {"type": "object", "properties": {}, "patternProperties": {"^x": {}}},
+        [1],
+        1,
+    ],
+    ids=str,
+)
+def test_schemas_that_mean_more_properties_or_combine_lists_stay_open(schema: object) -> None:
+    assert json.loads(closed(json.dumps(schema))) == schema
+
+
+def test_a_property_may_be_named_like_a_keyword() -> None:
+    schema = {"properties": {"allOf": OPEN, "properties": {"type": "string"}}}
+    inner = OPEN | {"additionalProperties": False}
+    assert json.loads(closed(json.dumps(schema))) == {
+        "properties": {"allOf": inner, "properties": {"type": "string"}},
+        "additionalProperties": False,
+    }
+    for broken in ("{", "[" * 100_000):
+        assert closed(broken) == broken
 
 
 def test_choices_expressions_and_objects(engine: Engine) -> None:
