@@ -17,6 +17,7 @@ BUNDLED = Path(__file__).parent / "bundled"
 Device = Literal["auto", "cpu", "cuda"]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 Quantization = Literal["none", "8bit", "4bit"]
+LogFormat = Literal["text", "json"]
 
 
 class Settings(BaseSettings):
@@ -63,6 +64,10 @@ class Settings(BaseSettings):
     api_key: list[str] = []
     admin_key: str | None = None
     ui: bool = True
+    drain_seconds: float = Field(
+        default=6.0, ge=0, description="What running answers get to finish once the server is asked to stop."
+    )
+    log_format: LogFormat = Field(default="text", description="Log lines for people, or as JSON for programs.")
 
     @property
     def root(self) -> Path:

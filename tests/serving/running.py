@@ -17,6 +17,7 @@ from app import Services, build_app, build_services, listen
 class RunningServer:
     url: str
     services: Services
+    server: uvicorn.Server
 
     def client(self) -> openai.OpenAI:
         return openai.OpenAI(base_url=f"{self.url}/v1", api_key="unused", max_retries=0)
@@ -36,13 +37,15 @@ class RunningServer:
 def running_server(settings: Settings) -> Iterator[RunningServer]:
     services = build_services(settings)
     with listen("127.0.0.1", 0) as listening:
-        server = uvicorn.Server(uvicorn.Config(build_app(services), log_level="warning", timeout_graceful_shutdown=2))
+        server = uvicorn.Server(
+            uvicorn.Config(build_app(services), log_config=None, access_log=False, timeout_graceful_shutdown=2)
+        )
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()
         try:
             while not server.started:
                 time.sleep(0.01)
-            yield RunningServer(f"http://127.0.0.1:{listening.getsockname()[1]}", services)
+            yield RunningServer(f"http://127.0.0.1:{listening.getsockname()[1]}", services, server)
         finally:
             server.should_exit = True
             thread.join(timeout=30)
