@@ -3,6 +3,7 @@
 import asyncio
 import json
 import re
+import signal
 import socket
 import threading
 import time
@@ -204,3 +205,24 @@ def test_a_failure_after_the_first_byte_is_an_event_and_ends_the_stream(
     assert json.loads(lines[-2])["error"]["code"] == "internal_error" and b"our own bug" not in events
     assert lines[-1] == b"[DONE]"
     server.assert_nothing_held()
+
+
+def test_asked_to_stop_a_server_refuses_new_work_while_answers_end_and_a_second_time_ends_them(
+    tiny_base: Path, tmp_path: Path
+) -> None:
+    with running_server(settings_for(tiny_base, tmp_path, drain_seconds=600)) as running:
+        paced = threading.Event()
+        step = running.services.engine.engine.step
+        running.services.engine.engine.step = lambda: (paced.wait(0.05), step())[1]  # type: ignore[method-assign]
+        stream = connect(running, **LONG, stream=True)
+        heard = read_until(stream, b'"delta":{"content":"')
+        running.server.handle_exit(signal.SIGTERM, None)
+        refused = httpx.post(f"{running.url}/v1/chat/completions", json=LONG)
+        assert refused.status_code == 503 and int(refused.headers["retry-after"]) >= 1
+        assert httpx.get(f"{running.url}/ready").status_code == 503
+        assert httpx.get(f"{running.url}/health").status_code == 200
+        heard += stream.recv(65536)  # it goes on
+        running.server.handle_exit(signal.SIGTERM, None)
+        lines = re.findall(rb"data: (.*)\n", heard + read_until(stream, b"[DONE]"))
+        assert "shutting down" in json.loads(lines[-2])["error"]["message"] and lines[-1] == b"[DONE]"
+        wait_for(lambda: running.server.should_exit, "the server did not end")
