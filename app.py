@@ -13,7 +13,6 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -33,8 +32,6 @@ if TYPE_CHECKING:
     from serving.chat import ChatService
 
 STORE_POLL_S = 1.0  # how soon the memory of a version replaced on disk is freed; new requests see it at once
-GRACE_S = 10  # by then the server has ended, whatever its clients do
-IDLE_GRACE_S = 1
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 DEMO_PERSONA = "wukong"
@@ -105,6 +102,7 @@ def build_app(services: Services) -> FastAPI:
     import time
 
     from fastapi import Depends, FastAPI
+    from fastapi.routing import iter_route_contexts
     from starlette.middleware.cors import CORSMiddleware
     from starlette.middleware.trustedhost import TrustedHostMiddleware
 
@@ -117,13 +115,15 @@ def build_app(services: Services) -> FastAPI:
     from serving.api.models import models_router
     from serving.api.operations import operations_router
     from serving.api.paths import PathSpellings, unknown_router
+    from serving.api.request_log import RequestLog
     from serving.api.responses import responses_router
     from serving.api.text_completions import text_completions_router
     from serving.api.tokens import tokens_router
+    from serving.metrics import Metrics
     from serving.response_store import ResponseStore
 
     settings, chat = services.settings, services.chat
-    keys = Keys(settings)
+    keys, metrics = Keys(settings), Metrics(chat)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -144,7 +144,7 @@ def build_app(services: Services) -> FastAPI:
             watcher.cancel()
             await asyncio.to_thread(services.close)
 
-    app = FastAPI(title="Bianlian", docs_url=None, redoc_url=None, lifespan=lifespan)
+    app = FastAPI(title="Bianlian", openapi_url=None, docs_url=None, redoc_url=None, lifespan=lifespan)
     install_error_handlers(app)
     app.add_middleware(BodyLimit)
     app.add_middleware(PathSpellings)
@@ -168,14 +168,20 @@ def build_app(services: Services) -> FastAPI:
     app.include_router(tokens_router(chat), dependencies=user)
     app.include_router(compare_router(chat), dependencies=user)
     app.include_router(models_router(chat, settings, keys, int(time.time())), dependencies=user)
-    app.include_router(operations_router(chat))
+    app.include_router(operations_router(chat, metrics, keys))
+
+    @app.get("/openapi.json", include_in_schema=False, dependencies=user)
+    async def openapi() -> dict[str, object]:
+        return app.openapi()
 
     app.include_router(unknown_router([*app.routes]))
 
+    endpoints = {route.path for route in iter_route_contexts(app.routes) if route.path}
     if settings.ui:
         from serving.ui import build_ui, mount_ui
 
         app = mount_ui(app, build_ui(chat, settings), settings)
+    app.add_middleware(RequestLog, http=metrics.http, endpoints=endpoints)  # last, which is outermost
     return app
 
 
@@ -189,16 +195,17 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def run_server(services: Services) -> None:
-    """Serve until interrupted; running answers get GRACE_S seconds to finish."""
+    """Serve until interrupted; running answers get `drain_seconds` to finish, new ones are refused meanwhile."""
     import uvicorn
 
-    from serving.api.streaming import DRAIN_S
+    from serving.api.server import DrainingServer
+    from serving.logs import configure_logging
 
     settings = services.settings
+    configure_logging(settings.log_format)
     app = build_app(services)
-    config = uvicorn.Config(
-        app, host=settings.host, port=settings.port, log_level="warning", timeout_graceful_shutdown=GRACE_S
-    )
+    # Its loggers are ours to show; RequestLog writes what its access log would.
+    config = uvicorn.Config(app, host=settings.host, port=settings.port, log_config=None, access_log=False)
     try:
         listening = listen(settings.host, settings.port)
     except OSError as error:
@@ -209,15 +216,8 @@ def run_server(services: Services) -> None:
     host, port = listening.getsockname()[:2]
     typer.echo(f"Bianlian serves {services.base.name} on http://{host}:{port}  (API at /v1, Ctrl-C stops)")
 
-    class Server(uvicorn.Server):
-        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-            if not services.engine.busy:  # open pages keep connections, which nobody waits for
-                self.config.timeout_graceful_shutdown = IDLE_GRACE_S
-            services.engine.drain(DRAIN_S)
-            super().handle_exit(sig, frame)
-
     with suppress(KeyboardInterrupt):
-        Server(config).run(sockets=[listening])
+        DrainingServer(config, services.engine, settings.drain_seconds).run(sockets=[listening])
 
 
 def _named_path(text: str) -> tuple[str, Path]:
@@ -260,6 +260,10 @@ def serve(
     cors_origin: Annotated[
         list[str] | None, typer.Option(help="Origin of a web app that may call this API from a browser; repeatable.")
     ] = None,
+    drain_seconds: Annotated[
+        float | None, typer.Option(help="What running answers get to finish when the server is asked to stop [6].")
+    ] = None,
+    log_format: Annotated[str | None, typer.Option(help="text or json [text].")] = None,
     no_ui: Annotated[bool, typer.Option("--no-ui", help="API only.")] = False,
 ) -> None:
     """Serve the base and its adapters: UI at /, OpenAI-compatible API at /v1."""
@@ -284,6 +288,8 @@ def serve(
         api_key=api_key,
         admin_key=admin_key,
         cors_origins=cors_origin,
+        drain_seconds=drain_seconds,
+        log_format=log_format,
         ui=False if no_ui else None,
     )
     _require_key_beyond_loopback(settings)

@@ -49,9 +49,10 @@ class Overloaded(BianlianError):
 
 
 class Unavailable(BianlianError):
-    """Not ready yet, or shutting down."""
+    """Not ready yet, or shutting down; another process may answer after `retry_after_s` seconds."""
 
     code = "unavailable"
+    retry_after_s = 5.0
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

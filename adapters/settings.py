@@ -20,6 +20,7 @@ _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#*\sA-Z]+")  # as browsers spell 
 Device = Literal["auto", "cpu", "cuda"]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 Quantization = Literal["none", "8bit", "4bit"]
+LogFormat = Literal["text", "json"]
 
 
 class Settings(BaseSettings):
@@ -69,6 +70,10 @@ class Settings(BaseSettings):
         default=[], description='Origins whose pages may call the API from a browser, or "*" for all; needs keys then.'
     )
     ui: bool = True
+    drain_seconds: float = Field(
+        default=6.0, ge=0, description="What running answers get to finish once the server is asked to stop."
+    )
+    log_format: LogFormat = Field(default="text", description="Log lines for people, or as JSON for programs.")
 
     @field_validator("cors_origins")
     @classmethod

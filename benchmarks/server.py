@@ -37,7 +37,10 @@ class Server:
         for name, path in (adapters or {}).items():
             command += ["--adapter", f"{name}={path}"]
         settings = {"BIANLIAN_HOME": str(home), "BIANLIAN_PREFIX_CACHE": "false"} | (environment or {})
-        self._process = subprocess.Popen(command, env=os.environ | settings, stdout=subprocess.DEVNULL)
+        home.mkdir(parents=True, exist_ok=True)
+        self.log = home / "server.log"  # a line a request, and what went wrong
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(command, env=os.environ | settings, stdout=subprocess.DEVNULL, stderr=log)
 
     def __enter__(self) -> Self:
         deadline = time.monotonic() + READY_WITHIN_S
@@ -48,7 +51,8 @@ class Server:
             except httpx.TransportError:
                 time.sleep(0.1)
         self.close()
-        raise RuntimeError(f"the server did not become ready within {READY_WITHIN_S} s; its output is above")
+        said = self.log.read_text(encoding="utf-8", errors="replace")
+        raise RuntimeError(f"the server did not become ready within {READY_WITHIN_S} s; it said:\n{said}")
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -56,5 +60,12 @@ class Server:
         self.close()
 
     def close(self) -> None:
-        self._process.send_signal(signal.SIGINT)  # as Ctrl-C: the program runs to its own end
-        self._process.wait()
+        self.send_signal(signal.SIGINT)  # as Ctrl-C: the program runs to its own end
+        self.wait()
+
+    def send_signal(self, sig: signal.Signals) -> None:
+        self._process.send_signal(sig)
+
+    def wait(self) -> int:
+        """Its exit code, when it has ended; negative: the signal that ended it."""
+        return self._process.wait()

@@ -16,16 +16,20 @@ from typing import Any, Self, TypeVar
 from adapters.errors import Overloaded, Unavailable
 from serving.engine.engine import Engine
 from serving.engine.sequence import FinishReason, Request, TokenDelta, merge
+from serving.figures import AnswerFigures, Progress
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+
+MAX_UNREAD = 64  # deltas that wait for a slow reader before they become one
 
 
 class TokenStream:
     """One request's deltas, in order; those that came while nobody read are one delta. Iterate inside `async with`."""
 
-    def __init__(self, engine: "AsyncEngine", request: Request, on_end: Callable[[str], None]):
-        self.request = request
+    def __init__(self, engine: "AsyncEngine", progress: Progress, on_end: Callable[[str], None]):
+        self.request = progress.request
+        self.progress = progress
         self._engine = engine
         self._on_end = on_end
         self.loop = asyncio.get_running_loop()
@@ -56,11 +60,14 @@ class TokenStream:
 
     def abort(self) -> None:
         """Stop the request if it still runs. The stream then ends with FinishReason.ABORT."""
-        self._engine.abort(self.request.id)
+        if self.progress.finish_reason is None:
+            self._engine.abort(self.request.id)
 
     def _put(self, delta: TokenDelta) -> None:
         """On the event loop."""
         self._unread.append(delta)
+        if len(self._unread) == MAX_UNREAD:
+            self._unread = [merge(self._unread)]
         if self._arrival is not None and not self._arrival.done():
             self._arrival.set_result(None)
 
@@ -75,6 +82,7 @@ class AsyncEngine:
         self.engine = engine
         self.max_waiting = max_waiting
         self.draining = False
+        self.figures = AnswerFigures()
         self._streams: dict[str, TokenStream] = {}
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -108,14 +116,19 @@ class AsyncEngine:
         """Whether an answer is awaited."""
         return bool(self._streams)
 
+    @property
+    def num_waiting(self) -> int:
+        """Requests that do not run yet, those on their way to the engine included."""
+        return max(0, len(self._streams) - self.engine.num_running)
+
     def submit(self, requests: list[Request], on_end: Callable[[str], None] = lambda _: None) -> list[TokenStream]:
         """Start requests together, in one step if they fit. `on_end` gets each one's id when it has ended, on the
         engine's thread. Overloaded when too many wait, Unavailable when the engine has stopped."""
         if not self.alive or self.draining:
             raise Unavailable("the server is shutting down; try again in a moment")
-        if len(self._streams) - self.engine.num_running + len(requests) > self.max_waiting:
+        if self.num_waiting + len(requests) > self.max_waiting:
             raise Overloaded(f"{self.max_waiting} requests are waiting already; try again later", retry_after_s=2)
-        streams = [TokenStream(self, request, on_end) for request in requests]
+        streams = [TokenStream(self, self.figures.follow(request), on_end) for request in requests]
 
         # Known before they are queued: they count as waiting at once, and none is forgotten when the engine ends.
         for stream in streams:
@@ -177,6 +190,7 @@ class AsyncEngine:
                     arrived.append((stream, delta))
                     if delta.finish_reason:
                         del self._streams[delta.request_id]
+            self.figures.note_step((stream.progress, delta) for stream, delta in arrived)
             _deliver(arrived)
 
     def _end_all(self) -> None:
@@ -208,6 +222,7 @@ class AsyncEngine:
         self.engine.abort(request_id)
         stream = self._streams.pop(request_id, None)
         if stream is not None:
+            self.figures.note_end(stream.progress, reason)
             _deliver([(stream, TokenDelta(request_id, "", finish_reason=reason, error=error))])
 
     def _on_finished(self, request_id: str) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import secrets
+import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack
@@ -20,7 +21,9 @@ from adapters.renderer import ChatRenderer, Message
 from serving.async_engine import AsyncEngine, TokenStream
 from serving.engine.effect import Effect
 from serving.engine.sequence import AdapterMix, Request, SamplingParams, TokenDelta
+from serving.figures import Progress
 from serving.own_thread import on_own_thread
+from serving.request_record import current_record, note_answers
 
 MAX_SCALE = 2.0
 
@@ -53,6 +56,7 @@ class Answer:
         self.versions = versions  # empty: the base alone
         self.prompt_ids = stream.request.prompt_ids
         self.seed = stream.request.params.seed
+        self.progress: Progress = stream.progress
         self._stream = stream
 
     @property
@@ -100,6 +104,7 @@ class ChatService:
         """Start several turns in the same step: they share batches from the first token to the last.
 
         Raises NotFound, Invalid, Overloaded or Unavailable before anything has started."""
+        arrived_s = time.perf_counter()
         bank = self.engine.engine.bank
         with ExitStack() as undo:  # leases go back if any turn is refused
             prepared = []
@@ -113,7 +118,7 @@ class ChatService:
                         await on_own_thread(bank.warm, lease.version)
                 bank.require_room([lease.version.digest for lease, _ in leases])
                 # In a thread: tokenising a long conversation takes a while, and other answers are streaming.
-                request = await asyncio.to_thread(self._request, turn, leases)
+                request = await asyncio.to_thread(self._request, turn, leases, arrived_s)
                 prepared.append((turn, leases, request))
             all_leases = {request.id: [lease for lease, _ in leases] for _, leases, request in prepared}
 
@@ -125,10 +130,12 @@ class ChatService:
 
             streams = self.engine.submit([request for _, _, request in prepared], end)
             undo.pop_all()
-        return [
+        answers = [
             Answer(self._model_name(turn), [lease.version for lease, _ in leases], stream)
             for (turn, leases, _), stream in zip(prepared, streams, strict=True)
         ]
+        note_answers(answers)
+        return answers
 
     async def tokenize(self, turn: Turn, *, head: bool, special: bool) -> list[int]:
         """Token ids of the turn's prompt, however many. `head`: with that of the assistant's turn; `special`: with the
@@ -239,7 +246,7 @@ class ChatService:
                 raise Invalid(f"strength of '{name}' is {scale}; it must be within ±{MAX_SCALE}", param="lora")
         return wanted
 
-    def _request(self, turn: Turn, leases: list[tuple[Lease, float]]) -> Request:
+    def _request(self, turn: Turn, leases: list[tuple[Lease, float]], arrived_s: float) -> Request:
         engine = self.engine.engine
         if turn.params.grammar:
             engine.grammars.matcher(turn.params.grammar)  # compiled here, where it holds up nobody else, or refused
@@ -252,7 +259,17 @@ class ChatService:
             prompt = self._raw_ids(turn.prompt)
             max_tokens = engine.check(len(prompt), turn.max_tokens, param="prompt")
         params = replace(turn.params, max_tokens=max_tokens)
-        return Request(uuid.uuid4().hex, tuple(prompt), params, _mix(leases), turn.key, turn.priority)
+        name = "+".join(dict.fromkeys(lease.version.name for lease, _ in leases)) or self.base.name
+        return Request(
+            _request_id(),
+            tuple(prompt),
+            params,
+            _mix(leases),
+            turn.key,
+            turn.priority,
+            adapter=name,
+            arrived_s=arrived_s,
+        )
 
     def _raw_ids(self, prompt: str | tuple[int, ...]) -> list[int]:
         """A prompt without template, as the tokenizer reads text by itself: special tokens spelled out in it are
@@ -322,6 +339,12 @@ def _mix(leases: list[tuple[Lease, float]]) -> AdapterMix:
                 param="lora",
             )
     return tuple(sorted((digest, scale) for digest, scale in strengths.items() if scale))
+
+
+def _request_id() -> str:
+    """Unique, also where callers send the same id twice; begins with the id that the caller knows."""
+    record = current_record.get()
+    return f"{record.id}/{uuid.uuid4().hex}" if record else uuid.uuid4().hex
 
 
 def random_seed() -> int:

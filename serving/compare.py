@@ -62,7 +62,8 @@ class Comparison:
         self.id = f"cmp-{uuid.uuid4().hex}"
         self.seed = seed
         self.lanes = [LaneProgress(answer) for answer in answers]
-        self._events: asyncio.Queue[tuple[int, TokenDelta]] = asyncio.Queue()
+        # Of bounded size: what nobody has read yet waits in the answers, which make one delta of it.
+        self._events: asyncio.Queue[tuple[int, TokenDelta]] = asyncio.Queue(len(answers))
         self._readers: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> Self:
@@ -74,6 +75,10 @@ class Comparison:
     ) -> None:
         for reader in self._readers:
             reader.cancel()
+        self.stop()
+
+    def stop(self) -> None:
+        """End the lanes that still run."""
         for lane in self.lanes:
             lane.answer.stop()
 
@@ -91,7 +96,7 @@ class Comparison:
     async def _read(self, number: int) -> None:
         async with self.lanes[number].answer as answer:
             async for delta in answer:
-                self._events.put_nowait((number, delta))
+                await self._events.put((number, delta))
 
 
 async def compare(

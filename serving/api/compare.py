@@ -1,13 +1,13 @@
 """POST /v1/compare: one question, several lanes, one stream whose events say which lane they belong to."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
 from adapters.errors import Invalid
 from serving.api.auth import caller_of
-from serving.api.errors import error_body
+from serving.api.errors import error_body, failure_event
 from serving.api.schemas import CompareRequest
 from serving.api.streaming import event_stream
 from serving.chat import ChatService
@@ -35,12 +35,13 @@ def compare_router(chat: ChatService) -> APIRouter:
             key=caller.key,
             priority=caller.priority(body.priority),
         )
-        return event_stream(_events(running), {"x-bianlian-comparison": running.id})
+        headers = {"x-bianlian-comparison": running.id}
+        return event_stream(_events(running), headers, on_close=running.stop, on_failure=failure_event)
 
     return router
 
 
-async def _events(running: Comparison) -> AsyncIterator[dict[str, Any]]:
+async def _events(running: Comparison) -> AsyncGenerator[dict[str, Any], None]:
     """`start` with every lane's model and digest, `delta` with text, `end` with the lane's figures."""
     async with running:
         for number, lane in enumerate(running.lanes):

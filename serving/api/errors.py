@@ -1,6 +1,5 @@
 """Every error leaves as OpenAI's body: {"error": {"message", "type", "param", "code"}}."""
 
-import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -12,8 +11,6 @@ from starlette.exceptions import HTTPException
 
 from adapters.errors import BianlianError, Conflict, Forbidden, Invalid, NotFound, Overloaded, Unavailable
 from serving.api.streaming import ClientGone
-
-log = logging.getLogger(__name__)
 
 _STATUS: dict[type[BianlianError], int] = {
     Invalid: 400,
@@ -47,30 +44,46 @@ def named_here(names: Mapping[str, str]) -> Iterator[None]:
         raise
 
 
+def failure_event() -> dict[str, Any]:
+    """What a stream ends with when the server fails on it."""
+    return error_body("the server failed on this request; its log says why", 500, code="internal_error")
+
+
 def install_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(BianlianError)
     async def known(request: Request, error: BianlianError) -> JSONResponse:
-        status = status_of(error)
-        headers = {"Retry-After": str(max(1, round(error.retry_after_s)))} if isinstance(error, Overloaded) else None
-        return JSONResponse(error_body(error.message, status, param=error.param, code=error.code), status, headers)
+        headers = None
+        if isinstance(error, (Overloaded, Unavailable)):
+            headers = {"Retry-After": str(max(1, round(error.retry_after_s)))}
+        return _reply(request, error.message, status_of(error), param=error.param, code=error.code, headers=headers)
 
     @app.exception_handler(RequestValidationError)
     async def malformed(request: Request, error: RequestValidationError) -> JSONResponse:
         message, param, code = _explain(error.errors()[0])
-        return JSONResponse(error_body(message, 400, param=param, code=code), 400)
+        return _reply(request, message, 400, param=param, code=code)
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> JSONResponse:
-        return JSONResponse(error_body(str(error.detail), error.status_code), error.status_code, error.headers)
+        return _reply(request, str(error.detail), error.status_code, headers=error.headers)
 
     @app.exception_handler(ClientGone)
     async def gone(request: Request, error: ClientGone) -> Response:
         return Response(status_code=499)  # nginx's number for it; nobody reads it, but access logs do
 
-    @app.exception_handler(Exception)
-    async def unexpected(request: Request, error: Exception) -> JSONResponse:
-        log.exception("unexpected error on %s %s", request.method, request.url.path)
-        return JSONResponse(error_body("the server failed on this request; its log says why", 500), 500)
+
+def _reply(
+    request: Request,
+    message: str,
+    status: int,
+    *,
+    param: str | None = None,
+    code: str | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> JSONResponse:
+    """The answer; its code is noted for the log and the counts."""
+    body = error_body(message, status, param=param, code=code)
+    request.state.reason = code or body["error"]["type"]
+    return JSONResponse(body, status, headers)
 
 
 def _explain(problem: dict[str, Any]) -> tuple[str, str | None, str]:

@@ -23,7 +23,7 @@ class BodyLimit:
             return
         declared = dict(scope["headers"]).get(b"content-length", b"0")
         if declared.isdigit() and int(declared[:18]) > MAX_BODY_BYTES:
-            await _refuse(receive, send)
+            await _refuse(scope, receive, send)
             return
         received = 0
         started = False
@@ -46,14 +46,14 @@ class BodyLimit:
         except _TooLarge:
             if started:
                 raise
-            await _refuse(receive, send)
+            await _refuse(scope, receive, send)
 
 
 class _TooLarge(Exception):
     pass
 
 
-async def _refuse(receive: Receive, send: Send) -> None:
+async def _refuse(scope: Scope, receive: Receive, send: Send) -> None:
     # Closing while the client still sends would reset the connection, and our answer with it; what it sends is read and
     # thrown away, up to a bound.
     discarded = 0
@@ -62,6 +62,7 @@ async def _refuse(receive: Receive, send: Send) -> None:
         discarded += len(part.get("body", b""))
         if part["type"] != "http.request" or not part.get("more_body"):
             break
+    scope.setdefault("state", {})["reason"] = "request_too_large"
     message = f"the body is larger than {MAX_BODY_BYTES >> 20} MiB"
     body = json.dumps(error_body(message, 413, code="request_too_large")).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]

@@ -4,7 +4,7 @@ import asyncio
 import time
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 from fastapi import Request, Response
 from fastapi.responses import JSONResponse
 
-from serving.api.errors import error_body
+from serving.api.errors import error_body, failure_event
 from serving.api.schemas import StreamOptions
 from serving.api.streaming import event_stream, unless_disconnected
 from serving.chat import Answer, ChatService
@@ -72,11 +72,16 @@ class Reply(ABC):
     ) -> Response:
         headers = adapter_headers(self.answers[0])
         if stream:
-            return event_stream(self._chunks(with_usage=options is not None and options.include_usage), headers)
-        await unless_disconnected(request, self._read_all())
+            chunks = self._chunks(with_usage=options is not None and options.include_usage)
+            return event_stream(chunks, headers, on_close=self._stop, on_failure=failure_event)
+        try:
+            await unless_disconnected(request, self._read_all())
+        finally:
+            self._stop()
         failed = next((choice.error for choice in self.choices if choice.error), None)
         if failed:
             status = 503 if chat.engine.draining else 500
+            request.state.reason = "answer_failed"
             return JSONResponse(error_body(failed, status), status)
         choices = [
             {"index": index} | self.whole_choice(index) | {"finish_reason": choice.finish_reason}
@@ -84,11 +89,16 @@ class Reply(ABC):
         ]
         return JSONResponse(self._head(self.object) | {"choices": choices, "usage": self._usage()}, headers=headers)
 
+    def _stop(self) -> None:
+        """End what still runs: the client may have gone before anybody began to read."""
+        for answer in self.answers:
+            answer.stop()
+
     async def _read_all(self) -> None:
         async for _ in self._deltas():
             pass
 
-    async def _chunks(self, *, with_usage: bool) -> AsyncIterator[dict[str, Any]]:
+    async def _chunks(self, *, with_usage: bool) -> AsyncGenerator[dict[str, Any], None]:
         head = self._head(self.chunk_object)
         extra = {"usage": None} if with_usage else {}
 
@@ -107,7 +117,7 @@ class Reply(ABC):
         if with_usage:
             yield head | {"choices": [], "usage": self._usage()}
 
-    async def _deltas(self) -> AsyncIterator[tuple[int, TokenDelta]]:
+    async def _deltas(self) -> AsyncGenerator[tuple[int, TokenDelta], None]:
         """(choice, delta) from all answers as they come; leaving early stops them all."""
         if len(self.answers) == 1:  # nothing to merge: a task and a queue fewer for every token
             async with self.answers[0] as answer:
@@ -116,10 +126,11 @@ class Reply(ABC):
                     yield 0, delta
             return
         async with AsyncExitStack() as stack:
-            merged: asyncio.Queue[tuple[int, TokenDelta]] = asyncio.Queue()
+            # Of bounded size: what a slow client has not read waits in the answers, which make one delta of it.
+            merged: asyncio.Queue[tuple[int, TokenDelta]] = asyncio.Queue(len(self.answers))
             for index, answer in enumerate(self.answers):
                 await stack.enter_async_context(answer)
-                reader = asyncio.create_task(_pass_on(answer, lambda delta, i=index: merged.put_nowait((i, delta))))  # type: ignore[misc]
+                reader = asyncio.create_task(_pass_on(answer, lambda delta, i=index: merged.put((i, delta))))  # type: ignore[misc]
                 stack.callback(reader.cancel)
             open_choices = len(self.answers)
             while open_choices:
@@ -159,6 +170,6 @@ def adapter_headers(answer: Answer) -> dict[str, str]:
     return headers | ({"x-bianlian-digest": answer.digest} if answer.digest else {})
 
 
-async def _pass_on(answer: Answer, put: Callable[[TokenDelta], None]) -> None:
+async def _pass_on(answer: Answer, put: Callable[[TokenDelta], Awaitable[None]]) -> None:
     async for delta in answer:
-        put(delta)
+        await put(delta)

@@ -3,7 +3,7 @@ kept in memory, for GET and DELETE /v1/responses/{id} and for `previous_response
 
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from itertools import count
 from typing import Any
 
@@ -14,7 +14,7 @@ from fastapi.responses import JSONResponse
 from adapters.errors import Invalid, NotFound
 from adapters.renderer import Message
 from serving.api.auth import Caller, caller_of
-from serving.api.errors import error_body, named_here
+from serving.api.errors import error_body, failure_event, named_here
 from serving.api.reply import Choice, adapter_headers
 from serving.api.response_items import ItemStatus, Output
 from serving.api.response_schemas import ResponseRequest
@@ -47,10 +47,14 @@ def responses_router(chat: ChatService, store: ResponseStore) -> APIRouter:
 
         events = run.events(keep)
         if body.stream:
-            return event_stream(events, headers, named=True)
-        await unless_disconnected(request, _exhaust(events))
+            return event_stream(events, headers, on_close=answer.stop, on_failure=run.failure, named=True)
+        try:
+            await unless_disconnected(request, _exhaust(events))
+        finally:
+            answer.stop()
         if run.answered.error:
             status = 503 if chat.engine.draining else 500
+            request.state.reason = "answer_failed"
             return JSONResponse(error_body(run.answered.error, status), status)
         return JSONResponse(run.response(), headers=headers)
 
@@ -125,13 +129,13 @@ class _Run:
         self._head = {"id": self.id, "object": "response", "created_at": int(time.time())}
         self._echo = _echo(body, answer, params)
         self._completed_at: int | None = None
+        self._numbers = count()
 
-    async def events(self, keep: Callable[[], None]) -> AsyncIterator[dict[str, Any]]:
+    async def events(self, keep: Callable[[], None]) -> AsyncGenerator[dict[str, Any], None]:
         """Every event, with its type and number; `keep` is called before the one that ends a good answer."""
-        numbers = count()
 
         def event(kind: str, fields: dict[str, Any]) -> dict[str, Any]:
-            return {"type": f"response.{kind}", "sequence_number": next(numbers)} | fields
+            return {"type": f"response.{kind}", "sequence_number": next(self._numbers)} | fields
 
         async with self._answer as answer:
             yield event("created", {"response": self.response()})
@@ -148,6 +152,12 @@ class _Run:
                 yield event(kind, fields)
             keep()
         yield event(self._status, {"response": self.response()})
+
+    def failure(self) -> dict[str, Any]:
+        """The event that ends a stream on which the server failed."""
+        error = failure_event()["error"]
+        sent = {name: error[name] for name in ("code", "message", "param")}
+        return {"type": "error", "sequence_number": next(self._numbers)} | sent
 
     def response(self) -> dict[str, Any]:
         """As far as it is."""

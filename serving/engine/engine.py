@@ -1,6 +1,7 @@
 """The engine: one step = schedule, run, detokenise, settle. Synchronous; one thread calls it."""
 
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ from serving.engine.detokenizer import Detokenizer
 from serving.engine.effect import Effect, measure_effect
 from serving.engine.family import FamilyProbe, refuse_unsupported
 from serving.engine.grammar import GrammarCompiler
+from serving.engine.histogram import Histogram
 from serving.engine.install import install_lora
 from serving.engine.kernels import Kernels, kernels_for
 from serving.engine.kv_cache import BlockPool, KVCache
@@ -25,6 +27,8 @@ from serving.engine.scheduler import CannotStart, Scheduler
 from serving.engine.sequence import FinishReason, Request, Sequence, TokenDelta
 
 BLOCK_SIZE = 16
+_STEP_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
+_STEP_SEQUENCES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 _BITS: dict[Quantization, int | None] = {"none": None, "8bit": 8, "4bit": 4}
 
 log = logging.getLogger(__name__)
@@ -76,6 +80,9 @@ class Engine:
         self.on_finished: Callable[[str], None] = lambda request_id: None
         self._requests: dict[str, _Running] = {}
         self._measured = False  # an effect, since the last step
+        self.step_s = Histogram(_STEP_S)
+        self.step_sequences = Histogram(_STEP_SEQUENCES)
+        self.failed_steps = 0
 
     def check(self, num_prompt: int, max_tokens: int | None, *, param: str = "messages") -> int:
         """The number of tokens a request may generate. Invalid when its prompt leaves room for none, unless
@@ -150,6 +157,7 @@ class Engine:
     def step(self) -> list[TokenDelta]:
         """Advance every scheduled request; returns what to tell their callers."""
         self._measured = False
+        started = time.perf_counter()
         try:
             batch = self.scheduler.schedule()
             sampled = self.runner.run(batch) if batch else []
@@ -157,10 +165,15 @@ class Engine:
             log.exception("request %s cannot start", error.sequence.request.id)
             return [self._fail(error.sequence, error.__cause__ or error)]
         except Exception as error:  # the step is lost for everyone in it; each of them must hear of it
-            log.exception("engine step failed")
+            self.failed_steps += 1
+            log.exception("engine step failed; running: %s", ", ".join(s.request.id for s in self.scheduler.running))
             return self._fail_all(error)
         self.scheduler.settle(batch)
-        return [self._feed(chunk.sequence, token) for chunk, token in sampled]
+        deltas = [self._feed(chunk.sequence, token) for chunk, token in sampled]
+        if batch:
+            self.step_s.observe(time.perf_counter() - started)
+            self.step_sequences.observe(len(batch))
+        return deltas
 
     def _feed(self, sequence: Sequence, sampled: Sampled) -> TokenDelta:
         """Append one token to a sequence and say what that means for its answer."""

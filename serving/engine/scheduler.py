@@ -5,9 +5,11 @@ in chunks. When blocks run out, the sequence admitted last of the lowest priorit
 over later (its beginning usually still sits in the prefix cache). Who is admitted next is the queue's business,
 which adapters may have slots the slot book's."""
 
+import time
 from collections.abc import Iterator
 
 from serving.engine.bank import AdapterBank
+from serving.engine.histogram import Histogram
 from serving.engine.kv_cache import BlockPool
 from serving.engine.queue import WaitingQueue
 from serving.engine.sequence import Batch, Chunk, Sequence
@@ -16,6 +18,7 @@ from serving.engine.slots import SlotBook
 # So many prompts may be in progress although the first of them fills the step: a short one need not wait for a long
 # one to end. Not more, because prompts begun in the same step find nothing of each other in the prefix cache.
 PROMPTS_AT_ONCE = 4
+_QUEUE_S = (0.001, 0.005, 0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 
 
 class CannotStart(Exception):
@@ -35,6 +38,10 @@ class Scheduler:
         self.waiting = WaitingQueue()
         self.running: dict[Sequence, None] = {}  # in order of admission
         self._steps = 0
+        self.queue_s = Histogram(_QUEUE_S)  # from arrival to first admission
+        self.preemptions = 0
+        self.prompt_tokens = 0  # of admitted requests, and how many of them the prefix cache had
+        self.cached_tokens = 0
 
     def add(self, sequence: Sequence) -> None:
         self.waiting.add(sequence)
@@ -119,6 +126,9 @@ class Scheduler:
         if not sequence.started:
             sequence.started = True
             sequence.num_cached = reused
+            self.queue_s.observe(time.perf_counter() - sequence.request.arrived_s)
+            self.prompt_tokens += sequence.num_prompt
+            self.cached_tokens += reused
             # At once, not as they are computed: the next choice in this step is made by the new count.
             self.waiting.charge(sequence, sequence.remaining)
         return True
@@ -129,6 +139,7 @@ class Scheduler:
         while not self.pool.grow(sequence, len(sequence.tokens)):
             victim = max(reversed(self.running), key=_priority)
             self._stop(victim)
+            self.preemptions += 1
             self.waiting.put_back(victim)
             if victim is sequence:
                 return False

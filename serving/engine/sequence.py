@@ -1,5 +1,6 @@
 """The words the engine's parts use with each other: what was asked, how far it is, what came out."""
 
+import time
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -75,6 +76,8 @@ class Request:
     mix: AdapterMix = ()
     key: str = ""  # who asks: requests that wait are served fairly between keys
     priority: int = 0  # lower runs earlier
+    adapter: str = ""  # the name of what answers, for figures
+    arrived_s: float = field(default_factory=time.perf_counter, compare=False)
 
     @property
     def adapters(self) -> frozenset[str]:

@@ -11,12 +11,14 @@ import uvicorn
 
 from adapters.settings import Settings
 from app import Services, build_app, build_services, listen
+from serving.api.server import DrainingServer
 
 
 @dataclass
 class RunningServer:
     url: str
     services: Services
+    server: DrainingServer
 
     def client(self) -> openai.OpenAI:
         return openai.OpenAI(base_url=f"{self.url}/v1", api_key="unused", max_retries=0)
@@ -36,13 +38,14 @@ class RunningServer:
 def running_server(settings: Settings) -> Iterator[RunningServer]:
     services = build_services(settings)
     with listen("127.0.0.1", 0) as listening:
-        server = uvicorn.Server(uvicorn.Config(build_app(services), log_level="warning", timeout_graceful_shutdown=2))
+        config = uvicorn.Config(build_app(services), log_config=None, access_log=False, timeout_graceful_shutdown=2)
+        server = DrainingServer(config, services.engine, settings.drain_seconds)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()
         try:
             while not server.started:
                 time.sleep(0.01)
-            yield RunningServer(f"http://127.0.0.1:{listening.getsockname()[1]}", services)
+            yield RunningServer(f"http://127.0.0.1:{listening.getsockname()[1]}", services, server)
         finally:
             server.should_exit = True
             thread.join(timeout=30)
