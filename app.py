@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from adapters.settings import Settings
     from serving.async_engine import AsyncEngine
     from serving.chat import ChatService
+    from serving.database.database import Database
 
 STORE_POLL_S = 1.0  # how soon the memory of a version replaced on disk is freed; new requests see it at once
 GRACE_S = 10  # by then the server has ended, whatever its clients do
@@ -55,19 +56,27 @@ class Services:
     registry: AdapterRegistry
     engine: AsyncEngine
     chat: ChatService
+    database: Database
 
     def close(self) -> None:
         self.engine.close()
+        self.database.close()
 
 
 def build_services(settings: Settings, base: BaseModel | None = None) -> Services:
     """Load the base and start the engine. Raises BianlianError for a base or adapter that cannot be served."""
+    from serving.database.database import Database
     from serving.own_thread import run_on_own_thread
 
-    return run_on_own_thread(_build_services, settings, base)
+    database = Database(settings.database_url)
+    try:
+        return run_on_own_thread(_build_services, settings, base, database)
+    except BaseException:
+        database.close()
+        raise
 
 
-def _build_services(settings: Settings, base: BaseModel | None) -> Services:
+def _build_services(settings: Settings, base: BaseModel | None, database: Database) -> Services:
     import torch
 
     from adapters.base_model import load_base, pick_device
@@ -98,7 +107,7 @@ def _build_services(settings: Settings, base: BaseModel | None) -> Services:
     if settings.threads:
         engine.post(partial(torch.set_num_threads, settings.threads))  # on its own thread, where it counts
     engine.start()
-    return Services(settings, base, registry, engine, chat)
+    return Services(settings, base, registry, engine, chat, database)
 
 
 def build_app(services: Services) -> FastAPI:
@@ -118,9 +127,15 @@ def build_app(services: Services) -> FastAPI:
     from serving.api.models import models_router
     from serving.api.operations import operations_router
     from serving.api.text_completions import text_completions_router
+    from serving.api.usage import RateLimitHeaders, usage_router
+    from serving.api.votes import votes_router
+    from serving.keys import KeyStore
+    from serving.usage import UsageBook
+    from serving.votes import VoteStore
 
-    settings, chat = services.settings, services.chat
-    keys = Keys(settings)
+    settings, chat, database = services.settings, services.chat, services.database
+    keys = Keys(settings, KeyStore(database), chat.limits)
+    usage, votes = UsageBook(database, chat.usage), VoteStore(database)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -135,25 +150,34 @@ def build_app(services: Services) -> FastAPI:
                     log.warning("the adapter store cannot be read", exc_info=True)
 
         watcher = asyncio.create_task(watch_store())
+        writer = asyncio.create_task(usage.keep_writing())
         try:
             yield
         finally:
             watcher.cancel()
-            await asyncio.to_thread(services.close)
+            writer.cancel()
+            await asyncio.to_thread(services.engine.close)  # answers that still run end, and are counted
+            try:
+                await asyncio.to_thread(usage.flush)
+            finally:
+                await asyncio.to_thread(services.close)
 
     app = FastAPI(title="Bianlian", docs_url=None, redoc_url=None, lifespan=lifespan)
     install_error_handlers(app)
     app.add_middleware(BodyLimit)
+    app.add_middleware(RateLimitHeaders, limits=chat.limits)
     # With no origins allowed: Gradio would otherwise echo any, with credentials.
     app.add_middleware(CORSMiddleware, allow_origins=[])
-    if settings.host in LOOPBACK and not keys.configured:
+    if settings.host in LOOPBACK and not keys.configured_now():
         # A page elsewhere whose name is made to resolve to this machine must not reach an open API.
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=[*LOOPBACK, "[::1]"], www_redirect=False)
     user = [Depends(keys.require_user)]
     app.include_router(completions_router(chat), dependencies=user)
     app.include_router(text_completions_router(chat), dependencies=user)
-    app.include_router(compare_router(chat), dependencies=user)
+    app.include_router(compare_router(chat, votes), dependencies=user)
     app.include_router(models_router(chat, settings, keys, int(time.time())), dependencies=user)
+    app.include_router(usage_router(usage), dependencies=user)
+    app.include_router(votes_router(votes), dependencies=user)
     app.include_router(operations_router(chat))
 
     # The UI is mounted at "/" and would answer unknown API paths in its own way.
@@ -164,7 +188,7 @@ def build_app(services: Services) -> FastAPI:
     if settings.ui:
         from serving.ui import build_ui, mount_ui
 
-        app = mount_ui(app, build_ui(chat, settings), settings)
+        app = mount_ui(app, build_ui(chat, settings), keys)
     return app
 
 
@@ -217,10 +241,21 @@ def _named_path(text: str) -> tuple[str, Path]:
 
 
 def _require_key_beyond_loopback(settings: Settings) -> None:
-    if settings.host not in LOOPBACK and not (settings.api_key or settings.admin_key):
-        raise Invalid(
-            f"host {settings.host} is reachable from other machines; set --api-key and --admin-key first", param="host"
-        )
+    if settings.host in LOOPBACK or settings.api_key or settings.admin_key:
+        return
+    from serving.database.database import Database
+    from serving.keys import KeyStore
+
+    database = Database(settings.database_url)
+    try:
+        if not KeyStore(database).any_exist():
+            raise Invalid(
+                f"host {settings.host} is reachable from other machines; make a key first with `bianlian keys create`, "
+                "or set --api-key and --admin-key",
+                param="host",
+            )
+    finally:
+        database.close()
 
 
 @cli.command()
@@ -246,6 +281,9 @@ def serve(
     adapter_host_memory: Annotated[float | None, typer.Option(help="GiB of adapter weights in host memory.")] = None,
     api_key: Annotated[list[str] | None, typer.Option(help="Key that callers must send; repeat for several.")] = None,
     admin_key: Annotated[str | None, typer.Option(help="Key for loading and unloading adapters.")] = None,
+    database: Annotated[
+        str | None, typer.Option(help="URL for keys, usage and votes [SQLite in BIANLIAN_HOME].")
+    ] = None,
     no_ui: Annotated[bool, typer.Option("--no-ui", help="API only.")] = False,
 ) -> None:
     """Serve the base and its adapters: UI at /, OpenAI-compatible API at /v1."""
@@ -269,6 +307,7 @@ def serve(
         adapter_host_memory=adapter_host_memory,
         api_key=api_key,
         admin_key=admin_key,
+        database=database,
         ui=False if no_ui else None,
     )
     _require_key_beyond_loopback(settings)
@@ -291,6 +330,7 @@ def demo(
     from serving.own_thread import run_on_own_thread
 
     settings = load_settings(port=port)
+    _require_key_beyond_loopback(settings)
     base = run_on_own_thread(load_base, device=settings.device, dtype=settings.dtype)
     store = AdapterStore(settings.store)
     shipped = {directory.name for directory in shipped_samples(base.fingerprint)}

@@ -62,6 +62,11 @@ class Settings(BaseSettings):
     prefix_cache: bool = True
     api_key: list[str] = []
     admin_key: str | None = None
+    database: str | None = Field(
+        default=None,
+        description="URL of the database for keys, usage and votes, sqlite:////FILE or "
+        "postgresql://USER:PASSWORD@HOST/NAME; default: bianlian.db in the home.",
+    )
     ui: bool = True
 
     @property
@@ -71,6 +76,10 @@ class Settings(BaseSettings):
     @property
     def store(self) -> Path:
         return self.root / "store"
+
+    @property
+    def database_url(self) -> str:
+        return self.database or f"sqlite:///{self.root / 'bianlian.db'}"
 
     @classmethod
     def settings_customise_sources(

@@ -24,10 +24,19 @@ T = TypeVar("T")
 class TokenStream:
     """One request's deltas, in order; those that came while nobody read are one delta. Iterate inside `async with`."""
 
-    def __init__(self, engine: "AsyncEngine", request: Request, on_end: Callable[[str], None]):
+    def __init__(
+        self,
+        engine: "AsyncEngine",
+        request: Request,
+        on_end: Callable[[str], None],
+        on_counted: Callable[["TokenStream"], None],
+    ):
         self.request = request
+        self.completion_tokens = 0  # generated so far, read or not
+        self.cached_tokens = 0  # of the prompt, found in the prefix cache
         self._engine = engine
         self._on_end = on_end
+        self._on_counted = on_counted
         self.loop = asyncio.get_running_loop()
         self._unread: list[TokenDelta] = []
         self._arrival: asyncio.Future[None] | None = None
@@ -69,6 +78,15 @@ class TokenStream:
     def _ended(self) -> None:
         self._on_end(self.request.id)
 
+    def _count(self, delta: TokenDelta) -> None:
+        self.completion_tokens += len(delta.token_ids)
+        self.cached_tokens = max(self.cached_tokens, delta.cached_tokens)
+        if delta.finish_reason:
+            try:
+                self._on_counted(self)
+            except Exception:  # as in `_on_finished`
+                log.exception("the tokens of request %s were not counted", self.request.id)
+
 
 class AsyncEngine:
     def __init__(self, engine: Engine, *, max_waiting: int):
@@ -108,14 +126,20 @@ class AsyncEngine:
         """Whether an answer is awaited."""
         return bool(self._streams)
 
-    def submit(self, requests: list[Request], on_end: Callable[[str], None] = lambda _: None) -> list[TokenStream]:
-        """Start requests together, in one step if they fit. `on_end` gets each one's id when it has ended, on the
-        engine's thread. Overloaded when too many wait, Unavailable when the engine has stopped."""
+    def submit(
+        self,
+        requests: list[Request],
+        on_end: Callable[[str], None] = lambda _: None,
+        on_counted: Callable[[TokenStream], None] = lambda _: None,
+    ) -> list[TokenStream]:
+        """Start requests together, in one step if they fit. `on_end` gets each one's id when it has ended, and
+        `on_counted` its stream when its tokens are counted, however it ended and whether anybody reads them; both on
+        the engine's thread. Overloaded when too many wait, Unavailable when the engine has stopped."""
         if not self.alive or self.draining:
             raise Unavailable("the server is shutting down; try again in a moment")
         if len(self._streams) - self.engine.num_running + len(requests) > self.max_waiting:
             raise Overloaded(f"{self.max_waiting} requests are waiting already; try again later", retry_after_s=2)
-        streams = [TokenStream(self, request, on_end) for request in requests]
+        streams = [TokenStream(self, request, on_end, on_counted) for request in requests]
 
         # Known before they are queued: they count as waiting at once, and none is forgotten when the engine ends.
         for stream in streams:
@@ -174,6 +198,7 @@ class AsyncEngine:
             for delta in self.engine.step():
                 stream = self._streams.get(delta.request_id)
                 if stream is not None:
+                    stream._count(delta)
                     arrived.append((stream, delta))
                     if delta.finish_reason:
                         del self._streams[delta.request_id]
@@ -208,7 +233,9 @@ class AsyncEngine:
         self.engine.abort(request_id)
         stream = self._streams.pop(request_id, None)
         if stream is not None:
-            _deliver([(stream, TokenDelta(request_id, "", finish_reason=reason, error=error))])
+            delta = TokenDelta(request_id, "", finish_reason=reason, error=error)
+            stream._count(delta)
+            _deliver([(stream, delta)])
 
     def _on_finished(self, request_id: str) -> None:
         stream = self._streams.get(request_id)

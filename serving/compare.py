@@ -74,11 +74,15 @@ class Comparison:
     ) -> None:
         for reader in self._readers:
             reader.cancel()
-        for lane in self.lanes:
-            lane.answer.stop()
+        self.stop()
 
     def __aiter__(self) -> AsyncIterator[tuple[int, TokenDelta]]:
         return self._until_all_end()
+
+    def stop(self) -> None:
+        """End every lane where it is."""
+        for lane in self.lanes:
+            lane.answer.stop()
 
     async def _until_all_end(self) -> AsyncIterator[tuple[int, TokenDelta]]:
         open_lanes = len(self.lanes)

@@ -1,6 +1,7 @@
 """Every error leaves as OpenAI's body: {"error": {"message", "type", "param", "code"}}."""
 
 import logging
+import math
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -8,13 +9,23 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from adapters.errors import BianlianError, Conflict, Forbidden, Invalid, NotFound, Overloaded, Unavailable
+from adapters.errors import (
+    BianlianError,
+    Conflict,
+    Forbidden,
+    Invalid,
+    NotFound,
+    Overloaded,
+    Unauthorized,
+    Unavailable,
+)
 from serving.api.streaming import ClientGone
 
 log = logging.getLogger(__name__)
 
 _STATUS: dict[type[BianlianError], int] = {
     Invalid: 400,
+    Unauthorized: 401,
     Forbidden: 403,
     NotFound: 404,
     Conflict: 409,
@@ -38,7 +49,9 @@ def install_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(BianlianError)
     async def known(request: Request, error: BianlianError) -> JSONResponse:
         status = status_of(error)
-        headers = {"Retry-After": str(max(1, round(error.retry_after_s)))} if isinstance(error, Overloaded) else None
+        headers = {"WWW-Authenticate": "Bearer"} if isinstance(error, Unauthorized) else {}
+        if isinstance(error, Overloaded):
+            headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
         return JSONResponse(error_body(error.message, status, param=error.param, code=error.code), status, headers)
 
     @app.exception_handler(RequestValidationError)

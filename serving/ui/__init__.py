@@ -7,6 +7,7 @@ import os
 from typing import TYPE_CHECKING
 
 from adapters.settings import Settings
+from serving.api.auth import Keys
 from serving.chat import ChatService
 
 if TYPE_CHECKING:
@@ -25,11 +26,11 @@ def build_ui(chat: ChatService, settings: Settings) -> "gr.Blocks":
     return build_page(chat)
 
 
-def mount_ui(app: "FastAPI", blocks: "gr.Blocks", settings: Settings) -> "FastAPI":
+def mount_ui(app: "FastAPI", blocks: "gr.Blocks", keys: Keys) -> "FastAPI":
     """Serve `blocks` at "/" of `app`, which must have all its routes by now: what comes later answers 404.
 
     With an API or admin key set, the page asks for a login: any user name, a key as password."""
     os.environ.update(_QUIET)
     from serving.ui.mount import mount_page
 
-    return mount_page(app, blocks, settings)
+    return mount_page(app, blocks, keys)
