@@ -80,6 +80,7 @@ async def _events(running: Comparison) -> AsyncIterator[dict[str, Any]]:
                 lane = running.lanes[number]
                 end = {
                     "type": "end",
+                    "comparison_id": running.id,
                     "lane": number,
                     "finish_reason": lane.finish_reason,
                     "prompt_tokens": lane.answer.prompt_tokens,

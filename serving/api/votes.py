@@ -4,7 +4,7 @@ from dataclasses import asdict
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Request
-from pydantic import Field, StrictInt, StrictStr
+from pydantic import BeforeValidator
 
 from serving.api.auth import caller_of
 from serving.api.schemas import Body
@@ -13,9 +13,15 @@ from serving.own_thread import on_own_thread
 from serving.votes import VoteStore
 
 
+def _number_or_word(value: Any) -> Any:
+    if type(value) not in (int, str):
+        raise ValueError("choice takes a lane's number or model, 'tie' or 'both_bad'")
+    return value
+
+
 class VoteRequest(Body):
-    comparison_id: Annotated[str, Field(max_length=64)]
-    choice: Annotated[StrictInt | StrictStr, Field(description="A lane's number or model, or 'tie' or 'both_bad'.")]
+    comparison_id: str
+    choice: Annotated[int | str, BeforeValidator(_number_or_word)]
 
 
 def votes_router(store: VoteStore) -> APIRouter:
