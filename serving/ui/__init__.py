@@ -29,7 +29,7 @@ def build_ui(chat: ChatService, settings: Settings) -> "gr.Blocks":
 def mount_ui(app: "FastAPI", blocks: "gr.Blocks", keys: Keys) -> "FastAPI":
     """Serve `blocks` at "/" of `app`, which must have all its routes by now: what comes later answers 404.
 
-    With an API or admin key set, the page asks for a login: any user name, a key as password."""
+    Once there is an API key, the page asks for one."""
     os.environ.update(_QUIET)
     from serving.ui.mount import mount_page
 

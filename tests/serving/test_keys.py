@@ -21,6 +21,7 @@ from tests.serving.running import RunningServer, running_server
 from tests.serving.test_api import GREEDY, QUESTION, settings_for
 
 ROOT = Path(__file__).parents[2]
+CSP = "content-security-policy"
 HOSTILE_NAMES = ["x'; DROP TABLE api_keys; --", "x' OR '1'='1", '"', "%", "[red]x[/red]", "小明的应用", "a" * 64]
 
 
@@ -160,14 +161,29 @@ def test_keys_of_the_settings_work_beside_those_of_the_database(tiny_base: Path,
         running.assert_nothing_held()
 
 
-def test_the_page_closes_when_a_key_is_made(tiny_base: Path, tmp_path: Path) -> None:
+def test_the_page_asks_for_a_key_once_there_is_one_and_until_it_is_revoked(tiny_base: Path, tmp_path: Path) -> None:
     settings = settings_for(tiny_base, tmp_path / "home").model_copy(update={"ui": True})
-    with running_server(settings) as running:
-        assert httpx.get(running.url).status_code == 200
-        KeyStore(running.services.database).create("made")
-        closed = httpx.get(running.url)
-        assert closed.status_code == 401 and "restart" in closed.text
-        assert httpx.post(f"{running.url}/gradio_api/queue/join", json={"data": []}).status_code == 401
+    with running_server(settings) as running, httpx.Client(base_url=running.url) as visitor:
+        assert visitor.get("/config").status_code == 200
+        store = KeyStore(running.services.database)
+        _, key = store.create("made")
+
+        def shut_out() -> bool:
+            join = visitor.post("/gradio_api/queue/join", json={"data": []})
+            login = visitor.get("/")
+            assert login.status_code == 401 and "password" in login.text and "default-src" in login.headers[CSP]
+            return visitor.get("/config").status_code == join.status_code == 401
+
+        assert shut_out()
+        for wrong in ("password=wrong", "", f"username={key}", "password=" + "x" * 100_000, "password=%ff"):
+            reply = visitor.post("/login", content=wrong)
+            assert reply.status_code in (401, 413) and not visitor.cookies
+        entered = visitor.post("/login", data={"password": key})
+        assert entered.status_code == 303 and key not in entered.headers["set-cookie"]
+        assert {"HttpOnly", "SameSite=lax"} <= set(entered.headers["set-cookie"].split("; "))
+        assert visitor.get("/config").status_code == 200 and "gradio" in visitor.get("/").text
+        store.revoke("made")
+        assert shut_out()
 
 
 def test_a_host_that_others_reach_needs_a_key_and_one_in_the_database_will_do(tmp_path: Path) -> None:
