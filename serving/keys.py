@@ -111,8 +111,7 @@ class KeyStore:
     def find(self, text: str) -> ApiKey | None:
         """The live key that `text` is. It is looked up by its prefix, which is no secret, and the rest compared in
         constant time."""
-        match = _KEY.fullmatch(text)
-        if match is None:
+        if (match := _KEY.fullmatch(text)) is None:
             return None
         statement = select(api_keys.c.sha256, *_COLUMNS).where(api_keys.c.prefix == match[1])
         with self.database.reading() as connection:

@@ -96,9 +96,10 @@ class UsageBook:
             await asyncio.sleep(FLUSH_S)
             try:
                 await self.database.call(self.flush)
-            except BianlianError as error:
-                if not failing:
-                    log.error("usage cannot be written, and is kept until it can: %s", error.message)
+            except Exception as error:
+                if not failing:  # once, not every second
+                    ours = isinstance(error, BianlianError)
+                    log.error("usage cannot be written, and is kept until it can: %s", error, exc_info=not ours)
                 failing = True
             else:
                 failing = False

@@ -131,15 +131,18 @@ def _checked(text: str) -> URL:
 def _engine(url: URL) -> Engine:
     try:
         if url.get_backend_name() == "postgresql":
-            return create_engine(url, pool_size=THREADS, pool_pre_ping=True)
-        Path(str(url.database)).parent.mkdir(parents=True, exist_ok=True)
+            connect = {"connect_timeout": BUSY_TIMEOUT_S}
+            return create_engine(url, pool_size=THREADS, pool_pre_ping=True, connect_args=connect)
+        file = Path(str(url.database))
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch(mode=0o600)  # who asked what how much is nobody else's on this machine; SQLite's other files follow
         engine = create_engine(url, pool_size=THREADS, connect_args={"timeout": BUSY_TIMEOUT_S})
     except (ImportError, NoSuchModuleError) as error:
         raise Invalid(
             f"the driver of {url.drivername} is missing; pip install 'bianlian[postgres]'", param="database"
         ) from error
     except OSError as error:
-        raise Unavailable(f"the database's directory cannot be made: {error}") from error
+        raise Unavailable(f"the database {url.database} cannot be made: {error}") from error
     event.listen(engine, "connect", _set_up_sqlite)
     event.listen(engine, "begin", _begin_sqlite)
     return engine

@@ -7,12 +7,13 @@ import os
 from typing import TYPE_CHECKING
 
 from adapters.settings import Settings
-from serving.api.auth import Keys
 from serving.chat import ChatService
 
 if TYPE_CHECKING:
     import gradio as gr
     from fastapi import FastAPI
+
+    from serving.api.auth import Keys
 
 # Read by Gradio while it is imported, and again at startup; without it the server contacts api.gradio.app.
 _QUIET = {"GRADIO_ANALYTICS_ENABLED": "False"}
@@ -26,7 +27,7 @@ def build_ui(chat: ChatService, settings: Settings) -> "gr.Blocks":
     return build_page(chat)
 
 
-def mount_ui(app: "FastAPI", blocks: "gr.Blocks", keys: Keys) -> "FastAPI":
+def mount_ui(app: "FastAPI", blocks: "gr.Blocks", keys: "Keys") -> "FastAPI":
     """Serve `blocks` at "/" of `app`, which must have all its routes by now: what comes later answers 404.
 
     Once there is an API key, the page asks for one."""

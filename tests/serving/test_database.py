@@ -191,7 +191,7 @@ def test_usage_waits_for_a_database_that_is_away(database_url: str) -> None:
         ("mysql://x/y", Invalid, "'mysql' is not supported"),
         ("sqlite://", Invalid, "in memory"),
         ("postgresql://someone:secret@/x?host=/nowhere", Unavailable, "cannot be used"),
-        ("sqlite:////proc/nowhere/x.db", Unavailable, "directory cannot be made"),
+        ("sqlite:////proc/nowhere/x.db", Unavailable, "cannot be made"),
     ],
 )
 def test_a_database_that_cannot_be_used_says_why_and_gives_no_password_away(

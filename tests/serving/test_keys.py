@@ -53,6 +53,7 @@ def test_the_files_hold_the_hash_and_nothing_a_caller_could_send(tmp_path: Path)
     assert len(list(tmp_path.iterdir())) > 1  # the write-ahead log as well
     for content in (written(), (database.close(), written())[1]):
         assert made.prefix.encode() in content and secret not in content
+    assert {path.stat().st_mode & 0o077 for path in tmp_path.iterdir()} == {0}
     assert len(secret) == 43 and text not in repr(made)
 
 

@@ -136,8 +136,8 @@ def test_a_wrong_question_is_refused_by_name(server: RunningServer, admin: str, 
     assert param is None or reply.json()["error"]["param"] == param
 
 
-def test_what_was_used_is_written_when_the_server_stops(tiny_base: Path, tmp_path: Path) -> None:
-    settings = settings_for(tiny_base, tmp_path / "home")
+def test_what_was_used_is_written_when_the_server_stops(tiny_base: Path, tmp_path: Path, database_url: str) -> None:
+    settings = settings_for(tiny_base, tmp_path / "home", database=database_url)
     with running_server(settings) as running:
         reply = running.client().chat.completions.create(model="tiny", messages=QUESTION, **GREEDY)
     database = Database(settings.database_url)
