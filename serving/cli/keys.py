@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from serving.database.database import Database
     from serving.keys import ApiKey
 
-Url = Annotated[str | None, typer.Option("--database", help="URL of the database [SQLite in BIANLIAN_HOME].")]
+Url = Annotated[str | None, typer.Option("--database", help="URL of the database; default: SQLite in BIANLIAN_HOME.")]
 DAY = ["%Y-%m-%d"]
 Name = Annotated[str, typer.Argument(help="Who or what the key is for.")]
 
@@ -28,9 +28,9 @@ def keys_group() -> typer.Typer:
 def create(
     name: Name,
     admin: Annotated[bool, typer.Option("--admin", help="May also load adapters and see everybody's usage.")] = False,
-    rpm: Annotated[int | None, typer.Option(help="Requests a minute [no limit].")] = None,
-    tpm: Annotated[int | None, typer.Option(help="Tokens a minute, prompts and answers [no limit].")] = None,
-    expires: Annotated[float | None, typer.Option(help="Days until it expires [never].")] = None,
+    rpm: Annotated[int | None, typer.Option(help="Requests a minute; default: no limit.")] = None,
+    tpm: Annotated[int | None, typer.Option(help="Tokens a minute, prompts and answers; default: no limit.")] = None,
+    expires: Annotated[float | None, typer.Option(help="Days until it expires; default: never.")] = None,
     database: Url = None,
 ) -> None:
     """Make a key and print it, this once. From then on the server wants one from everybody."""
@@ -80,9 +80,9 @@ def revoke(name: Name, database: Url = None) -> None:
 
 def usage(
     start: Annotated[
-        datetime | None, typer.Option("--from", formats=DAY, help="First day, UTC [29 days before the last].")
+        datetime | None, typer.Option("--from", formats=DAY, help="First day, UTC; default: 29 days before the last.")
     ] = None,
-    end: Annotated[datetime | None, typer.Option("--to", formats=DAY, help="Last day, UTC [today].")] = None,
+    end: Annotated[datetime | None, typer.Option("--to", formats=DAY, help="Last day, UTC; default: today.")] = None,
     group_by: Annotated[str, typer.Option(help="Of key, model and day, separated by commas.")] = "key,model",
     database: Url = None,
 ) -> None:
