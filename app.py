@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from adapters.settings import Settings
     from serving.async_engine import AsyncEngine
     from serving.chat import ChatService
+    from serving.database.database import Database
 
 STORE_POLL_S = 1.0  # how soon the memory of a version replaced on disk is freed; new requests see it at once
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -51,19 +52,27 @@ class Services:
     registry: AdapterRegistry
     engine: AsyncEngine
     chat: ChatService
+    database: Database
 
     def close(self) -> None:
         self.engine.close()
+        self.database.close()
 
 
 def build_services(settings: Settings, base: BaseModel | None = None) -> Services:
     """Load the base and start the engine. Raises BianlianError for a base or adapter that cannot be served."""
+    from serving.database.database import Database
     from serving.own_thread import run_on_own_thread
 
-    return run_on_own_thread(_build_services, settings, base)
+    database = Database(settings.database_url)
+    try:
+        return run_on_own_thread(_build_services, settings, base, database)
+    except BaseException:
+        database.close()
+        raise
 
 
-def _build_services(settings: Settings, base: BaseModel | None) -> Services:
+def _build_services(settings: Settings, base: BaseModel | None, database: Database) -> Services:
     import torch
 
     from adapters.base_model import load_base, pick_device
@@ -94,7 +103,7 @@ def _build_services(settings: Settings, base: BaseModel | None) -> Services:
     if settings.threads:
         engine.post(partial(torch.set_num_threads, settings.threads))  # on its own thread, where it counts
     engine.start()
-    return Services(settings, base, registry, engine, chat)
+    return Services(settings, base, registry, engine, chat, database)
 
 
 def build_app(services: Services) -> FastAPI:
@@ -119,11 +128,17 @@ def build_app(services: Services) -> FastAPI:
     from serving.api.responses import responses_router
     from serving.api.text_completions import text_completions_router
     from serving.api.tokens import tokens_router
+    from serving.api.usage import RateLimitHeaders, usage_router
+    from serving.api.votes import votes_router
+    from serving.keys import KeyStore
     from serving.metrics import Metrics
     from serving.response_store import ResponseStore
+    from serving.usage import UsageBook
+    from serving.votes import VoteStore
 
-    settings, chat = services.settings, services.chat
-    keys, metrics = Keys(settings), Metrics(chat)
+    settings, chat, database = services.settings, services.chat, services.database
+    keys, metrics = Keys(settings, KeyStore(database), chat.limits), Metrics(chat)
+    usage, votes = UsageBook(database, chat.usage), VoteStore(database)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -138,16 +153,23 @@ def build_app(services: Services) -> FastAPI:
                     log.warning("the adapter store cannot be read", exc_info=True)
 
         watcher = asyncio.create_task(watch_store())
+        writer = asyncio.create_task(usage.keep_writing())
         try:
             yield
         finally:
             watcher.cancel()
-            await asyncio.to_thread(services.close)
+            writer.cancel()
+            await asyncio.to_thread(services.engine.close)  # answers that still run end, and are counted
+            try:
+                await asyncio.to_thread(usage.flush)
+            finally:
+                await asyncio.to_thread(services.close)
 
     app = FastAPI(title="Bianlian", openapi_url=None, docs_url=None, redoc_url=None, lifespan=lifespan)
     install_error_handlers(app)
     app.add_middleware(BodyLimit)
     app.add_middleware(PathSpellings)
+    app.add_middleware(RateLimitHeaders, limits=chat.limits)
     # With no origins too: Gradio would otherwise echo any, with credentials.
     app.add_middleware(
         CORSMiddleware,
@@ -157,7 +179,7 @@ def build_app(services: Services) -> FastAPI:
         allow_private_network=bool(settings.cors_origins),  # a named page may be elsewhere, this server is at home
         expose_headers=["*"],
     )
-    if settings.host in LOOPBACK and not keys.configured:
+    if settings.host in LOOPBACK and not keys.configured_now():
         # A page elsewhere whose name is made to resolve to this machine must not reach an open API.
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=[*LOOPBACK, "[::1]"], www_redirect=False)
     user = [Depends(keys.require_user)]
@@ -166,8 +188,10 @@ def build_app(services: Services) -> FastAPI:
     app.include_router(responses_router(chat, ResponseStore()), dependencies=user)
     app.include_router(embeddings_router(chat), dependencies=user)
     app.include_router(tokens_router(chat), dependencies=user)
-    app.include_router(compare_router(chat), dependencies=user)
+    app.include_router(compare_router(chat, votes), dependencies=user)
     app.include_router(models_router(chat, settings, keys, int(time.time())), dependencies=user)
+    app.include_router(usage_router(usage), dependencies=user)
+    app.include_router(votes_router(votes), dependencies=user)
     app.include_router(operations_router(chat, metrics, keys))
 
     @app.get("/openapi.json", include_in_schema=False, dependencies=user)
@@ -180,7 +204,7 @@ def build_app(services: Services) -> FastAPI:
     if settings.ui:
         from serving.ui import build_ui, mount_ui
 
-        app = mount_ui(app, build_ui(chat, settings), settings)
+        app = mount_ui(app, build_ui(chat, settings), keys)
     app.add_middleware(RequestLog, http=metrics.http, endpoints=endpoints)  # last, which is outermost
     return app
 
@@ -228,10 +252,21 @@ def _named_path(text: str) -> tuple[str, Path]:
 
 
 def _require_key_beyond_loopback(settings: Settings) -> None:
-    if settings.host not in LOOPBACK and not (settings.api_key or settings.admin_key):
-        raise Invalid(
-            f"host {settings.host} is reachable from other machines; set --api-key and --admin-key first", param="host"
-        )
+    if settings.host in LOOPBACK or settings.api_key or settings.admin_key:
+        return
+    from serving.database.database import Database
+    from serving.keys import KeyStore
+
+    database = Database(settings.database_url)
+    try:
+        if not KeyStore(database).any_exist():
+            raise Invalid(
+                f"host {settings.host} is reachable from other machines; make a key first with `bianlian keys create`, "
+                "or set --api-key and --admin-key",
+                param="host",
+            )
+    finally:
+        database.close()
 
 
 @cli.command()
@@ -264,6 +299,9 @@ def serve(
         float | None, typer.Option(help="What running answers get to finish when the server is asked to stop [6].")
     ] = None,
     log_format: Annotated[str | None, typer.Option(help="text or json [text].")] = None,
+    database: Annotated[
+        str | None, typer.Option(help="URL for keys, usage and votes [SQLite in BIANLIAN_HOME].")
+    ] = None,
     no_ui: Annotated[bool, typer.Option("--no-ui", help="API only.")] = False,
 ) -> None:
     """Serve the base and its adapters: UI at /, OpenAI-compatible API at /v1."""
@@ -290,6 +328,7 @@ def serve(
         cors_origins=cors_origin,
         drain_seconds=drain_seconds,
         log_format=log_format,
+        database=database,
         ui=False if no_ui else None,
     )
     _require_key_beyond_loopback(settings)
@@ -312,6 +351,7 @@ def demo(
     from serving.own_thread import run_on_own_thread
 
     settings = load_settings(port=port)
+    _require_key_beyond_loopback(settings)
     base = run_on_own_thread(load_base, device=settings.device, dtype=settings.dtype)
     store = AdapterStore(settings.store)
     shipped = {directory.name for directory in shipped_samples(base.fingerprint)}

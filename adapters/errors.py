@@ -34,6 +34,12 @@ class Conflict(BianlianError):
     code = "conflict"
 
 
+class Unauthorized(BianlianError):
+    """Who asks is not known."""
+
+    code = "invalid_api_key"
+
+
 class Forbidden(BianlianError):
     code = "forbidden"
 
@@ -46,6 +52,12 @@ class Overloaded(BianlianError):
     def __init__(self, message: str, *, retry_after_s: float = 1.0, param: str | None = None):
         super().__init__(message, param=param)
         self.retry_after_s = retry_after_s
+
+
+class RateLimited(Overloaded):
+    """A key has used up what it may use in a minute."""
+
+    code = "rate_limit_exceeded"
 
 
 class Unavailable(BianlianError):

@@ -69,6 +69,11 @@ class Settings(BaseSettings):
     cors_origins: list[str] = Field(
         default=[], description='Origins whose pages may call the API from a browser, or "*" for all; needs keys then.'
     )
+    database: str | None = Field(
+        default=None,
+        description="URL of the database for keys, usage and votes, sqlite:////FILE or "
+        "postgresql://USER:PASSWORD@HOST/NAME; default: bianlian.db in the home.",
+    )
     ui: bool = True
     drain_seconds: float = Field(
         default=6.0, ge=0, description="What running answers get to finish once the server is asked to stop."
@@ -92,6 +97,10 @@ class Settings(BaseSettings):
     @property
     def store(self) -> Path:
         return self.root / "store"
+
+    @property
+    def database_url(self) -> str:
+        return self.database or f"sqlite:///{self.root / 'bianlian.db'}"
 
     @classmethod
     def settings_customise_sources(

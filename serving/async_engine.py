@@ -27,11 +27,18 @@ MAX_UNREAD = 64  # deltas that wait for a slow reader before they become one
 class TokenStream:
     """One request's deltas, in order; those that came while nobody read are one delta. Iterate inside `async with`."""
 
-    def __init__(self, engine: "AsyncEngine", progress: Progress, on_end: Callable[[str], None]):
+    def __init__(
+        self,
+        engine: "AsyncEngine",
+        progress: Progress,
+        on_end: Callable[[str], None],
+        on_counted: Callable[["TokenStream"], None],
+    ):
         self.request = progress.request
         self.progress = progress
         self._engine = engine
         self._on_end = on_end
+        self._on_counted = on_counted
         self.loop = asyncio.get_running_loop()
         self._unread: list[TokenDelta] = []
         self._arrival: asyncio.Future[None] | None = None
@@ -75,6 +82,12 @@ class TokenStream:
 
     def _ended(self) -> None:
         self._on_end(self.request.id)
+
+    def _counted(self) -> None:
+        try:
+            self._on_counted(self)
+        except Exception:  # as in `_on_finished`
+            log.exception("the tokens of request %s were not counted", self.request.id)
 
 
 class AsyncEngine:
@@ -121,14 +134,20 @@ class AsyncEngine:
         """Requests that do not run yet, those on their way to the engine included."""
         return max(0, len(self._streams) - self.engine.num_running)
 
-    def submit(self, requests: list[Request], on_end: Callable[[str], None] = lambda _: None) -> list[TokenStream]:
-        """Start requests together, in one step if they fit. `on_end` gets each one's id when it has ended, on the
-        engine's thread. Overloaded when too many wait, Unavailable when the engine has stopped."""
+    def submit(
+        self,
+        requests: list[Request],
+        on_end: Callable[[str], None] = lambda _: None,
+        on_counted: Callable[[TokenStream], None] = lambda _: None,
+    ) -> list[TokenStream]:
+        """Start requests together, in one step if they fit. `on_end` gets each one's id when it has ended, and
+        `on_counted` its stream when its tokens are counted, however it ended and whether anybody reads them; both on
+        the engine's thread. Overloaded when too many wait, Unavailable when the engine has stopped."""
         if not self.alive or self.draining:
             raise Unavailable("the server is shutting down; try again in a moment")
         if self.num_waiting + len(requests) > self.max_waiting:
             raise Overloaded(f"{self.max_waiting} requests are waiting already; try again later", retry_after_s=2)
-        streams = [TokenStream(self, self.figures.follow(request), on_end) for request in requests]
+        streams = [TokenStream(self, self.figures.follow(request), on_end, on_counted) for request in requests]
 
         # Known before they are queued: they count as waiting at once, and none is forgotten when the engine ends.
         for stream in streams:
@@ -191,6 +210,9 @@ class AsyncEngine:
                     if delta.finish_reason:
                         del self._streams[delta.request_id]
             self.figures.note_step((stream.progress, delta) for stream, delta in arrived)
+            for stream, delta in arrived:
+                if delta.finish_reason:
+                    stream._counted()
             _deliver(arrived)
 
     def _end_all(self) -> None:
@@ -223,6 +245,7 @@ class AsyncEngine:
         stream = self._streams.pop(request_id, None)
         if stream is not None:
             self.figures.note_end(stream.progress, reason)
+            stream._counted()
             _deliver([(stream, TokenDelta(request_id, "", finish_reason=reason, error=error))])
 
     def _on_finished(self, request_id: str) -> None:

@@ -23,7 +23,9 @@ from serving.engine.effect import Effect
 from serving.engine.sequence import AdapterMix, Request, SamplingParams, TokenDelta
 from serving.figures import Progress
 from serving.own_thread import on_own_thread
+from serving.rate_limits import RateLimiter
 from serving.request_record import current_record, note_answers
+from serving.usage import Usage, UsageLedger
 
 MAX_SCALE = 2.0
 
@@ -34,8 +36,9 @@ log = logging.getLogger(__name__)
 class Turn:
     """What a caller wants answered, and by whom. `blend` names adapters and strengths and replaces the adapter
     that `model` names; `scale` is the strength of the latter. A `prompt`, text or token ids, is continued as it
-    stands, instead of messages: no template, no system prompt. `key` and `priority` are the scheduler's: who asks, and
-    how urgently (lower runs earlier)."""
+    stands, instead of messages: no template, no system prompt. `key` says who asks, for limits, usage and fair
+    waiting; `priority` how urgently (lower runs earlier). `choice` counts the n answers to one prompt: only the first
+    is a request, and has prompt tokens, to limits and usage."""
 
     model: str
     messages: tuple[Message, ...] = ()
@@ -46,6 +49,7 @@ class Turn:
     prompt: str | tuple[int, ...] | None = None
     key: str = ""
     priority: int = 0
+    choice: int = 0
 
 
 class Answer:
@@ -66,7 +70,7 @@ class Answer:
     @property
     def adapter(self) -> str:
         """`name@number` of what answers, joined by '+' in a blend; the base's name without adapters."""
-        return "+".join(dict.fromkeys(map(str, self.versions))) or self.model
+        return _joined(self.versions) or self.model
 
     @property
     def digest(self) -> str | None:
@@ -94,6 +98,8 @@ class ChatService:
         self.registry = registry
         self.engine = engine
         self.renderer = renderer
+        self.limits = RateLimiter()
+        self.usage = UsageLedger()
         self.effects: dict[str, Effect] = {}  # by digest; an adapter's is known soon after its first answer
         registry.on_drained = self._free
 
@@ -103,9 +109,12 @@ class ChatService:
     async def ask_together(self, turns: Sequence[Turn]) -> list[Answer]:
         """Start several turns in the same step: they share batches from the first token to the last.
 
-        Raises NotFound, Invalid, Overloaded or Unavailable before anything has started."""
+        Raises NotFound, Invalid, Overloaded (RateLimited for the key's own limits) or Unavailable before anything has
+        started."""
         arrived_s = time.perf_counter()
         bank = self.engine.engine.bank
+        for key in {turn.key for turn in turns}:  # before any work is done
+            self.limits.check(key, sum(turn.choice == 0 for turn in turns if turn.key == key))
         with ExitStack() as undo:  # leases go back if any turn is refused
             prepared = []
             for turn in turns:
@@ -128,7 +137,13 @@ class ChatService:
                         self.engine.post(partial(self._measure, lease.version))
                     self._end_lease(lease)
 
-            streams = self.engine.submit([request for _, _, request in prepared], end)
+            self._take_from_limits([(turn, request) for turn, _, request in prepared], undo)
+            counted = {request.id: (turn, self._label(leases)) for turn, leases, request in prepared}
+            streams = self.engine.submit(
+                [request for _, _, request in prepared],
+                end,
+                lambda stream: self._count(stream, *counted[stream.request.id]),
+            )
             undo.pop_all()
         answers = [
             Answer(self._model_name(turn), [lease.version for lease, _ in leases], stream)
@@ -212,6 +227,28 @@ class ChatService:
         version = self.registry.resolve(name)
         self.engine.engine.bank.unpin(version.digest)
         return version
+
+    def _take_from_limits(self, asked: Sequence[tuple[Turn, Request]], undo: ExitStack) -> None:
+        """What the key's limits are charged before an answer starts, and given back if it does not start after all."""
+        charged: dict[str, tuple[int, int]] = {}
+        for turn, request in asked:
+            if turn.choice == 0:
+                requests, tokens = charged.get(turn.key, (0, 0))
+                charged[turn.key] = requests + 1, tokens + len(request.prompt_ids)
+        for key, (requests, tokens) in charged.items():
+            self.limits.take(key, requests, tokens)
+            undo.callback(self.limits.give_back, key, requests, tokens)
+
+    def _count(self, stream: TokenStream, turn: Turn, model: str) -> None:
+        """Book an answer that has ended. Engine's thread."""
+        self.limits.spend(turn.key, stream.progress.tokens)
+        used = Usage(completion_tokens=stream.progress.tokens)
+        if turn.choice == 0:
+            used += Usage(1, len(stream.request.prompt_ids), stream.progress.cached_tokens)
+        self.usage.add(turn.key, model, used)
+
+    def _label(self, leases: list[tuple[Lease, float]]) -> str:
+        return _joined([lease.version for lease, _ in leases]) or self.base.name
 
     def _end_lease(self, lease: Lease) -> None:
         self.engine.engine.bank.release(lease.version.digest)
@@ -326,6 +363,10 @@ class ChatService:
             self.registry.unless_leased(version, lambda: self.engine.engine.forget_adapter(version.digest))
 
         self.engine.post(forget)
+
+
+def _joined(versions: Sequence[AdapterVersion]) -> str:
+    return "+".join(dict.fromkeys(map(str, versions)))
 
 
 def _mix(leases: list[tuple[Lease, float]]) -> AdapterMix:

@@ -77,13 +77,13 @@ class Comparison:
             reader.cancel()
         self.stop()
 
-    def stop(self) -> None:
-        """End the lanes that still run."""
-        for lane in self.lanes:
-            lane.answer.stop()
-
     def __aiter__(self) -> AsyncIterator[tuple[int, TokenDelta]]:
         return self._until_all_end()
+
+    def stop(self) -> None:
+        """End every lane where it is."""
+        for lane in self.lanes:
+            lane.answer.stop()
 
     async def _until_all_end(self) -> AsyncIterator[tuple[int, TokenDelta]]:
         open_lanes = len(self.lanes)

@@ -33,7 +33,8 @@ class Progress:
     request: Request
     served: TokensServed
     begun: bool = False
-    tokens: int = 0
+    tokens: int = 0  # generated, read or not
+    cached_tokens: int = 0  # of the prompt, found in the prefix cache
     first_token_s: float | None = None
     last_token_s: float | None = None
     finish_reason: FinishReason | None = None
@@ -64,6 +65,7 @@ class AnswerFigures:
             if not progress.begun:
                 progress.begun = True
                 progress.served.prompt += len(progress.request.prompt_ids)
+                progress.cached_tokens = delta.cached_tokens
             if delta.token_ids:
                 count = len(delta.token_ids)
                 progress.tokens += count

@@ -1,6 +1,7 @@
 """Fixtures shared by all tests: one random base on disk, and four adapters of different rank and targets."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -13,6 +14,7 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read where the kernels are defined
 
 from tests import tiny
+from tests.serving.databases import Cluster, running_cluster
 
 collect_ignore = ["clients"]  # `make clients` runs those, in an environment of their own
 
@@ -38,6 +40,21 @@ def tiny_adapters(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> 
             root / "r16", tiny_base, rank=16, seed=4, rank_pattern={"v_proj": 3}, alpha_pattern={"0.mlp.up_proj": 5}
         ),
     }
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Cluster]:
+    with running_cluster() as cluster:
+        yield cluster
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty database, once of each kind."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/bianlian.db"
+    cluster: Cluster = request.getfixturevalue("postgres")
+    return cluster.new_database()
 
 
 @pytest.fixture(autouse=True)

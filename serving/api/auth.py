@@ -1,20 +1,21 @@
-"""Who may call: user keys for answers, the admin key for everything. Without any key configured, anyone who
-reaches the port (which then is on this machine only)."""
+"""Who may call: user keys for answers, admin keys for everything. Without any key, in the settings or the database,
+anyone who reaches the port (which then is on this machine only)."""
 
-import hashlib
 import hmac
 from dataclasses import dataclass
 
 from fastapi import Request
-from starlette.exceptions import HTTPException
 
-from adapters.errors import Forbidden
+from adapters.errors import Forbidden, Unauthorized
 from adapters.settings import Settings
+from serving.keys import KeyStore
+from serving.rate_limits import RateLimiter
 
 
 @dataclass(frozen=True)
 class Caller:
-    """Who sent a request. `key` stands for the API key and does not give it away; "" without keys."""
+    """Who sent a request. `key` is the API key's name and gives nothing of it away; "" without keys. Keys of the
+    settings are called "--api-key 1", "--api-key 2", ... and "--admin-key"."""
 
     key: str
     admin: bool
@@ -30,29 +31,48 @@ class Caller:
 
 
 class Keys:
-    def __init__(self, settings: Settings):
-        self._user = settings.api_key
-        self._admin = [settings.admin_key] if settings.admin_key else []
+    """The keys of the settings and of the database. `limits` learns what each key of the latter may use."""
 
-    @property
-    def configured(self) -> bool:
-        return bool(self._user or self._admin)
+    def __init__(self, settings: Settings, store: KeyStore, limits: RateLimiter):
+        self._user = [(f"--api-key {number}", key) for number, key in enumerate(settings.api_key, 1)]
+        self._admin = [("--admin-key", settings.admin_key)] if settings.admin_key else []
+        self._store = store
+        self._limits = limits
+
+    def configured_now(self) -> bool:
+        """Whether callers need a key. Blocks."""
+        return bool(self._user or self._admin) or self._store.any_exist()
+
+    async def configured(self) -> bool:
+        return bool(self._user or self._admin) or await self._store.database.call(self._store.any_exist)
 
     async def require_user(self, request: Request) -> None:
         """Also notes the Caller, for `caller_of`."""
-        key = _bearer(request) if self.configured else ""
-        if self.configured and not _known(key, [*self._user, *self._admin]):
-            raise HTTPException(401, "missing or wrong API key; send it as 'Authorization: Bearer KEY'")
-        name = hashlib.sha256(key.encode()).hexdigest()[:16] if key else ""
-        request.state.caller = Caller(name, admin=not self.configured or _known(key, self._admin))
+        caller = await self.caller(_bearer(request))
+        if caller is None:
+            if await self.configured():
+                raise Unauthorized("missing or wrong API key; send it as 'Authorization: Bearer KEY'")
+            caller = Caller("", admin=True)
+        request.state.caller = caller
 
     async def require_admin(self, request: Request) -> None:
         await self.require_user(request)
-        if self.configured and not _known(_bearer(request), self._admin):
-            raise Forbidden("this needs the admin key", code="admin_required")
+        if not caller_of(request).admin:
+            raise Forbidden("this needs an admin key", code="admin_required")
 
-    def accepts(self, key: str) -> bool:
-        return _known(key, [*self._user, *self._admin])
+    async def caller(self, key: str) -> Caller | None:
+        """Whose key that is; None for nobody's."""
+        if not key:
+            return None
+        if name := _name_of(key, self._admin):
+            return Caller(name, admin=True)
+        if name := _name_of(key, self._user):
+            return Caller(name, admin=False)
+        found = await self._store.database.call(self._store.find, key)
+        if found is None:
+            return None
+        self._limits.set_limits(found.name, found.requests_per_minute, found.tokens_per_minute)
+        return Caller(found.name, found.admin)
 
 
 def caller_of(request: Request) -> Caller:
@@ -66,7 +86,7 @@ def _bearer(request: Request) -> str:
     return key.strip() if scheme.lower() == "bearer" else ""
 
 
-def _known(key: str, keys: list[str]) -> bool:
+def _name_of(key: str, keys: list[tuple[str, str]]) -> str | None:
     """Compares with every key, in constant time, so that timing tells nothing."""
-    matches = [hmac.compare_digest(key.encode(), known.encode()) for known in keys]
-    return any(matches)
+    matches = [name for name, known in keys if hmac.compare_digest(key.encode(), known.encode())]
+    return matches[0] if matches else None

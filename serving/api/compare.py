@@ -1,5 +1,6 @@
 """POST /v1/compare: one question, several lanes, one stream whose events say which lane they belong to."""
 
+import hashlib
 from collections.abc import AsyncGenerator
 from typing import Any
 
@@ -12,9 +13,10 @@ from serving.api.schemas import CompareRequest
 from serving.api.streaming import event_stream
 from serving.chat import ChatService
 from serving.compare import Comparison, Lane, compare
+from serving.votes import VotedLane, VoteStore
 
 
-def compare_router(chat: ChatService) -> APIRouter:
+def compare_router(chat: ChatService, votes: VoteStore) -> APIRouter:
     router = APIRouter()
 
     @router.post("/v1/compare", response_model=None)
@@ -35,10 +37,28 @@ def compare_router(chat: ChatService) -> APIRouter:
             key=caller.key,
             priority=caller.priority(body.priority),
         )
+        try:
+            await votes.database.call(votes.remember, running.id, caller.key, _voted(lanes, running))
+        except BaseException:
+            running.stop()
+            raise
         headers = {"x-bianlian-comparison": running.id}
         return event_stream(_events(running), headers, on_close=running.stop, on_failure=failure_event)
 
     return router
+
+
+def _voted(lanes: list[Lane], running: Comparison) -> list[VotedLane]:
+    return [
+        VotedLane(
+            lane.model,
+            progress.answer.adapter,
+            progress.answer.digest,
+            lane.scale,
+            None if lane.system is None else hashlib.sha256(lane.system.encode()).hexdigest()[:8],
+        )
+        for lane, progress in zip(lanes, running.lanes, strict=True)
+    ]
 
 
 async def _events(running: Comparison) -> AsyncGenerator[dict[str, Any], None]:
@@ -61,6 +81,7 @@ async def _events(running: Comparison) -> AsyncGenerator[dict[str, Any], None]:
                 lane = running.lanes[number]
                 end = {
                     "type": "end",
+                    "comparison_id": running.id,
                     "lane": number,
                     "finish_reason": lane.finish_reason,
                     "prompt_tokens": lane.answer.prompt_tokens,

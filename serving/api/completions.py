@@ -43,6 +43,7 @@ def _turns(body: ChatCompletionRequest, chat: ChatService, caller: Caller) -> li
             blend=tuple((choice.model, choice.scale) for choice in body.lora),
             key=caller.key,
             priority=caller.priority(body.priority),
+            choice=number,
         )
         for number in range(body.n)
     ]

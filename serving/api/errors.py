@@ -1,5 +1,6 @@
 """Every error leaves as OpenAI's body: {"error": {"message", "type", "param", "code"}}."""
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -9,11 +10,21 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from adapters.errors import BianlianError, Conflict, Forbidden, Invalid, NotFound, Overloaded, Unavailable
+from adapters.errors import (
+    BianlianError,
+    Conflict,
+    Forbidden,
+    Invalid,
+    NotFound,
+    Overloaded,
+    Unauthorized,
+    Unavailable,
+)
 from serving.api.streaming import ClientGone
 
 _STATUS: dict[type[BianlianError], int] = {
     Invalid: 400,
+    Unauthorized: 401,
     Forbidden: 403,
     NotFound: 404,
     Conflict: 409,
@@ -52,10 +63,11 @@ def failure_event() -> dict[str, Any]:
 def install_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(BianlianError)
     async def known(request: Request, error: BianlianError) -> JSONResponse:
-        headers = None
+        status = status_of(error)
+        headers = {"WWW-Authenticate": "Bearer"} if isinstance(error, Unauthorized) else {}
         if isinstance(error, (Overloaded, Unavailable)):
-            headers = {"Retry-After": str(max(1, round(error.retry_after_s)))}
-        return _reply(request, error.message, status_of(error), param=error.param, code=error.code, headers=headers)
+            headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
+        return _reply(request, error.message, status, param=error.param, code=error.code, headers=headers)
 
     @app.exception_handler(RequestValidationError)
     async def malformed(request: Request, error: RequestValidationError) -> JSONResponse:

@@ -48,6 +48,7 @@ def _turns(body: TextCompletionRequest, chat: ChatService, caller: Caller) -> li
             blend=tuple((choice.model, choice.scale) for choice in body.lora),
             key=caller.key,
             priority=caller.priority(body.priority),
+            choice=number,
         )
         for prompt in body.prompt
         for number in range(body.n)

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     import gradio as gr
     from fastapi import FastAPI
 
+    from serving.api.auth import Keys
+
 # Read by Gradio while it is imported, and again at startup; without it the server contacts api.gradio.app.
 _QUIET = {"GRADIO_ANALYTICS_ENABLED": "False"}
 
@@ -25,11 +27,11 @@ def build_ui(chat: ChatService, settings: Settings) -> "gr.Blocks":
     return build_page(chat)
 
 
-def mount_ui(app: "FastAPI", blocks: "gr.Blocks", settings: Settings) -> "FastAPI":
+def mount_ui(app: "FastAPI", blocks: "gr.Blocks", keys: "Keys") -> "FastAPI":
     """Serve `blocks` at "/" of `app`, which must have all its routes by now: what comes later answers 404.
 
-    With an API or admin key set, the page asks for a login: any user name, a key as password."""
+    Once there is an API key, the page asks for one."""
     os.environ.update(_QUIET)
     from serving.ui.mount import mount_page
 
-    return mount_page(app, blocks, settings)
+    return mount_page(app, blocks, keys)

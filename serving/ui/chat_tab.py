@@ -47,7 +47,7 @@ def chat_tab(chat: ChatService, page: gr.Blocks) -> None:
         seed = gr.Number(None, label=t("seed"), info=t("seed_chat_info"), precision=0)
 
     async def answer(
-        messages: list[Message], model: str, system: str, values: list[Any], language: Language, session: str
+        messages: list[Message], model: str, system: str, values: list[Any], language: Language, request: gr.Request
     ) -> Updates:
         """Stream the reply to `messages`, whose last is the question: [log, stats, question, *buttons]."""
         *drawn, seed = values
@@ -55,14 +55,16 @@ def chat_tab(chat: ChatService, page: gr.Blocks) -> None:
         try:
             params, max_tokens = params_from(chat, (*drawn,), seed)
             lane = Lane(model, system=(system or "").strip() or None)
-            comparison = await compare(chat, [lane], [messages], params, max_tokens=max_tokens)
+            comparison = await compare(
+                chat, [lane], [messages], params, max_tokens=max_tokens, key=request.username or ""
+            )
         except BianlianError as error:
             gr.Warning(error.message)
             yield [bubbles_of(messages[:-1]), NO_STATS, messages[-1]["content"], *_idle()]
             return
         progress = comparison.lanes[0]
         yield [asked, stats_line(progress, language), "", *_busy()]
-        async with aclosing(running.follow(session, comparison)) as steps:
+        async with aclosing(running.follow(request.session_hash, comparison)) as steps:
             async for grown in steps:
                 now = [with_answer(asked, progress), stats_line(progress, language)] if grown else [gr.skip()] * 2
                 yield [*now, *[gr.skip()] * 6]
@@ -77,7 +79,7 @@ def chat_tab(chat: ChatService, page: gr.Blocks) -> None:
             yield [gr.skip()] * 8
             return
         messages = [*followable(conversation(log)), Message(role="user", content=question)]
-        async with aclosing(answer(messages, model, system, list(values), language, request.session_hash)) as updates:
+        async with aclosing(answer(messages, model, system, list(values), language, request)) as updates:
             async for update in updates:
                 yield update
 
@@ -97,7 +99,7 @@ def chat_tab(chat: ChatService, page: gr.Blocks) -> None:
             gr.Warning(say(language, "nothing"))
             yield [gr.skip()] * 8
             return
-        async with aclosing(answer(messages, model, system, list(values), language, request.session_hash)) as updates:
+        async with aclosing(answer(messages, model, system, list(values), language, request)) as updates:
             async for update in updates:
                 yield update
 

@@ -81,7 +81,9 @@ def compare_tab(chat: ChatService, page: gr.Blocks) -> None:
             conversations.append([*followable(conversation(log)), Message(role="user", content=question)])
         try:
             params, max_tokens = params_from(chat, drawn, seed)
-            comparison = await compare(chat, asked_lanes, conversations, params, max_tokens=max_tokens)
+            comparison = await compare(
+                chat, asked_lanes, conversations, params, max_tokens=max_tokens, key=request.username or ""
+            )
         except BianlianError as error:
             gr.Warning(error.message)
             yield [gr.skip()] * (4 + 2 * len(lanes))

@@ -3,32 +3,27 @@
 import gradio as gr
 from fastapi import FastAPI
 
-from adapters.settings import Settings
 from serving.api.auth import Keys
 from serving.ui.guard import UiGuard
-from serving.ui.texts import LINES, translations
+from serving.ui.login import Login, Sessions
+from serving.ui.texts import translations
 from serving.ui.theme import CSS, HEAD, theme
 
 MAX_UPLOAD = "200mb"
 
 
-def mount_page(app: FastAPI, blocks: gr.Blocks, settings: Settings) -> FastAPI:
-    keys = Keys(settings)
-
-    def may_enter(user: str, password: str) -> bool:
-        return keys.accepts(password)
-
+def mount_page(app: FastAPI, blocks: gr.Blocks, keys: Keys) -> FastAPI:
     # Only launch() sets this, and without it Gradio does not check that a file named by a client was uploaded: any
     # file the server can read could be downloaded.
     blocks.has_launched = True
+    sessions = Sessions(keys)
     app = gr.mount_gradio_app(
         app,
         blocks,
         path="/",
         footer_links=[],
         run_history=False,  # it would keep every conversation in the browser
-        auth=may_enter if keys.configured else None,
-        auth_message=" / ".join(LINES["login"]) if keys.configured else None,
+        auth_dependency=sessions.user,
         show_error=False,
         max_file_size=MAX_UPLOAD,
         ssr_mode=False,
@@ -39,5 +34,6 @@ def mount_page(app: FastAPI, blocks: gr.Blocks, settings: Settings) -> FastAPI:
         css=CSS,
         head=HEAD,
     )
+    app.add_middleware(Login, sessions=sessions)
     app.add_middleware(UiGuard)
     return app

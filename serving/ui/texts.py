@@ -57,7 +57,9 @@ LINES: dict[str, tuple[str, str]] = {
     "abort": ("已停止", "stopped"),
     "greeting": ("与 {name} 聊聊", "Chat with {name}"),
     "nothing": ("先说点什么吧", "say something first"),
-    "login": ("用户名任意，密码为访问密钥", "Any user name; the password is an access key"),
+    "login": ("访问密钥", "Access key"),
+    "enter": ("进入", "Enter"),
+    "wrong_key": ("密钥不对，或已停用", "This key is wrong, or no longer valid"),
 }
 
 QUESTIONS: tuple[tuple[str, ...], tuple[str, ...]] = (

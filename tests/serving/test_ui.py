@@ -430,15 +430,21 @@ def test_with_a_key_the_page_asks_for_it(
         assert get(f"{guarded.url}/config")[0] == 401
         join = {"data": [], "fn_index": 0, "session_hash": "x"}
         assert post(f"{guarded.url}/gradio_api/queue/join", join)[0] == 401
-        for password, status in (("wrong", 400), (KEY, 200)):
-            form = f"username=anyone&password={password}".encode()
-            assert exchange(urllib.request.Request(f"{guarded.url}/login", form))[0] == status
+        assert exchange(urllib.request.Request(f"{guarded.url}/login", b"password=wrong"))[0] == 401
         context = browser.new_context(locale="zh-CN")
         page = visit(context, guarded.url).page
-        page.locator("input").nth(0).fill("anyone")
         page.locator("input[type=password]").fill(KEY)
         page.locator("button").first.click()
         expect(page.locator("#compare-send")).to_be_visible()
+        page.locator("#compare-question textarea").fill("你好")
+        page.locator("#compare-send").click()
+        expect(page.locator(".stats.done")).to_have_count(2)
+        request = urllib.request.Request(f"{guarded.url}/v1/usage", headers={"authorization": f"Bearer {KEY}"})
+        booked = json.loads(exchange(request)[1])["data"]
+        assert [(row["key"], row["model"]) for row in booked] == [
+            ("--api-key 1", base.name),
+            ("--api-key 1", "wukong@1"),
+        ]
         context.close()
     finally:
         guarded.close()

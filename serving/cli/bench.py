@@ -20,11 +20,6 @@ OPEN_LOOP_REQUESTS = 64
 DATASET_FIELDS = ("messages", "prompt", "instruction", "query")
 
 
-def register(cli: typer.Typer) -> None:
-    """Add `bench` to the command line."""
-    cli.command("bench")(bench)
-
-
 def bench(
     url: Annotated[str, typer.Option(help="Server to load: ours, vLLM, llama.cpp, SGLang, ...")] = (
         "http://127.0.0.1:7860"
