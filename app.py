@@ -111,6 +111,7 @@ def build_app(services: Services) -> FastAPI:
     from serving.api.auth import Keys
     from serving.api.compare import compare_router
     from serving.api.completions import completions_router
+    from serving.api.declared import ERRORS
     from serving.api.errors import install_error_handlers
     from serving.api.limits import BodyLimit
     from serving.api.models import models_router
@@ -141,7 +142,9 @@ def build_app(services: Services) -> FastAPI:
             watcher.cancel()
             await asyncio.to_thread(services.close)
 
-    app = FastAPI(title="Bianlian", openapi_url=None, docs_url=None, redoc_url=None, lifespan=lifespan)
+    app = FastAPI(
+        title="Bianlian", openapi_url=None, docs_url=None, redoc_url=None, lifespan=lifespan, responses=ERRORS
+    )
     install_error_handlers(app)
     app.add_middleware(BodyLimit)
     # With no origins allowed: Gradio would otherwise echo any, with credentials.

@@ -33,11 +33,11 @@ DAWDLING = 1 / 20  # of the clients
 BYTE_EVERY_S = 1.0
 WARM_UP_S = 10.0
 SETTLED_WITHIN_S = 30.0
-# GiB. So little that warming up uses every block: memory counts once it has been written to.
-KV_CACHE_MEMORY = "0.03"
-# oneDNN keeps a compiled product for every shape it has seen, 1024 of them by default. These take minutes and some
-# hundred MB to come together and would hide a leak; so few are there once it is warm.
-PRIMITIVES_KEPT = "128"
+# Memory counts once it has been written to, and oneDNN keeps a compiled product for every number of rows it has seen,
+# some hundred MB in all: both would look like a leak. So blocks are few, steps are short, and warming up sees every size.
+KV_CACHE_GIB = "0.03"
+MAX_STEP_TOKENS = 64
+MAX_RUNNING = 32
 MEMORY_SLACK = 64 << 20  # bytes; allocators keep some of what was once used
 POOLED_THREADS = 4  # asyncio's pool for blocking calls grows to its size when it is needed, and stays
 SLACK = {"process_resident_memory_bytes": MEMORY_SLACK, "bianlian_threads": POOLED_THREADS}
@@ -118,6 +118,17 @@ async def load(url: str, models: list[str], clients: int, seconds: float, seed: 
     return outcome
 
 
+async def _compute_every_size(url: str, model: str) -> None:
+    """Steps of every number of tokens, and of every number of sequences."""
+    async with httpx.AsyncClient(base_url=url, timeout=600) as http:
+        for tokens in range(1, MAX_STEP_TOKENS + 1):
+            body = {"model": model, "prompt": [5] * tokens, "max_tokens": 1, "ignore_eos": True}
+            (await http.post("/v1/completions", json=body)).raise_for_status()
+        for sequences in range(2, MAX_RUNNING + 1):
+            body = {"model": model, "prompt": [[5]] * sequences, "max_tokens": 3, "ignore_eos": True}
+            (await http.post("/v1/completions", json=body)).raise_for_status()
+
+
 def _body(models: list[str], dice: random.Random) -> dict[str, object]:
     return {
         "model": dice.choice(models),
@@ -187,7 +198,8 @@ async def soak(
     server: Server, models: list[str], clients: int, seconds: float, *, warm_up_s: float = WARM_UP_S, seed: int = 0
 ) -> dict[str, object]:
     """The run and its figures; "stayed" and "errors" are empty when all is well."""
-    await load(server.url, models, clients, warm_up_s, seed - 1)  # threads, caches and allocators grow to their size
+    await _compute_every_size(server.url, models[0])
+    await load(server.url, models, clients, warm_up_s, seed - 1)  # threads, buffers and allocators grow to their size
     start = await settle(server)
     outcome = await load(server.url, models, clients, seconds, seed)
     end = await settle(server, start)
@@ -206,7 +218,11 @@ async def soak(
 
 
 def soaked_server(home: Path) -> Server:
-    environment = {"BIANLIAN_KV_CACHE_MEMORY": KV_CACHE_MEMORY, "ONEDNN_PRIMITIVE_CACHE_CAPACITY": PRIMITIVES_KEPT}
+    environment = {
+        "BIANLIAN_KV_CACHE_MEMORY": KV_CACHE_GIB,
+        "BIANLIAN_MAX_BATCH_TOKENS": str(MAX_STEP_TOKENS),
+        "BIANLIAN_MAX_RUNNING": str(MAX_RUNNING),
+    }
     return Server(BASE, home, module="benchmarks.tidy_server", environment=environment)
 
 
