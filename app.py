@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from serving.database.database import Database
 
 STORE_POLL_S = 1.0  # how soon the memory of a version replaced on disk is freed; new requests see it at once
+STALLED_MS = 90_000  # longer than a stream waits for its reader
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 DEMO_PERSONA = "wukong"
@@ -118,6 +119,7 @@ def build_app(services: Services) -> FastAPI:
     from serving.api.auth import Keys
     from serving.api.compare import compare_router
     from serving.api.completions import completions_router
+    from serving.api.declared import ERRORS
     from serving.api.embeddings import embeddings_router
     from serving.api.errors import install_error_handlers
     from serving.api.limits import BodyLimit
@@ -165,7 +167,9 @@ def build_app(services: Services) -> FastAPI:
             finally:
                 await asyncio.to_thread(services.close)
 
-    app = FastAPI(title="Bianlian", openapi_url=None, docs_url=None, redoc_url=None, lifespan=lifespan)
+    app = FastAPI(
+        title="Bianlian", openapi_url=None, docs_url=None, redoc_url=None, lifespan=lifespan, responses=ERRORS
+    )
     install_error_handlers(app)
     app.add_middleware(BodyLimit)
     app.add_middleware(PathSpellings)
@@ -215,6 +219,10 @@ def listen(host: str, port: int) -> socket.socket:
     # asyncio does this itself for sockets made with proto=IPPROTO_TCP, which create_server's are not. Without it the
     # kernel holds every small write (an event, a body after its headers) until the last is acknowledged: 40 ms.
     listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    if hasattr(socket, "TCP_USER_TIMEOUT"):
+        # What waits for a client that reads nothing any more would keep its connection, and our memory, as long as the
+        # client likes.
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, STALLED_MS)
     return listening
 
 
@@ -223,10 +231,8 @@ def run_server(services: Services) -> None:
     import uvicorn
 
     from serving.api.server import DrainingServer
-    from serving.logs import configure_logging
 
     settings = services.settings
-    configure_logging(settings.log_format)
     app = build_app(services)
     # Its loggers are ours to show; RequestLog writes what its access log would.
     config = uvicorn.Config(app, host=settings.host, port=settings.port, log_config=None, access_log=False)
@@ -306,6 +312,7 @@ def serve(
 ) -> None:
     """Serve the base and its adapters: UI at /, OpenAI-compatible API at /v1."""
     from adapters.settings import load_settings
+    from serving.logs import configure_logging
 
     settings = load_settings(
         base=base,
@@ -332,6 +339,7 @@ def serve(
         ui=False if no_ui else None,
     )
     _require_key_beyond_loopback(settings)
+    configure_logging(settings.log_format)
     typer.echo(f"loading {settings.base}")
     run_server(build_services(settings))
 
@@ -348,10 +356,12 @@ def demo(
     from adapters.samples import PERSONAS, shipped_samples
     from adapters.settings import load_settings
     from adapters.store import AdapterStore
+    from serving.logs import configure_logging
     from serving.own_thread import run_on_own_thread
 
     settings = load_settings(port=port)
     _require_key_beyond_loopback(settings)
+    configure_logging(settings.log_format)
     base = run_on_own_thread(load_base, device=settings.device, dtype=settings.dtype)
     store = AdapterStore(settings.store)
     shipped = {directory.name for directory in shipped_samples(base.fingerprint)}

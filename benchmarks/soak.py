@@ -33,16 +33,19 @@ DAWDLING = 1 / 20  # of the clients
 BYTE_EVERY_S = 1.0
 WARM_UP_S = 10.0
 SETTLED_WITHIN_S = 30.0
-# GiB. So little that warming up uses every block: memory counts once it has been written to.
-KV_CACHE_MEMORY = "0.03"
-# oneDNN keeps a compiled product for every shape it has seen, 1024 of them by default. These take minutes and some
-# hundred MB to come together and would hide a leak; so few are there once it is warm.
-PRIMITIVES_KEPT = "128"
+# Memory counts once it has been written to, and oneDNN keeps compiled products for the shapes it has seen, some hundred
+# MB in all before it drops any. So blocks are few, steps short, warming up sees every size, and of memory the last part
+# of the run is judged: what leaks does not stop.
+PARTS = 4
+MEMORY = "process_resident_memory_bytes"
+KV_CACHE_GIB = "0.03"
+MAX_STEP_TOKENS = 64
+MAX_RUNNING = 32
 MEMORY_SLACK = 64 << 20  # bytes; allocators keep some of what was once used
 POOLED_THREADS = 4  # asyncio's pool for blocking calls grows to its size when it is needed, and stays
-SLACK = {"process_resident_memory_bytes": MEMORY_SLACK, "bianlian_threads": POOLED_THREADS}
+SLACK = {MEMORY: MEMORY_SLACK, "bianlian_threads": POOLED_THREADS}
 HELD = (
-    "process_resident_memory_bytes",
+    MEMORY,
     "process_open_fds",
     "bianlian_asyncio_tasks",
     "bianlian_threads",
@@ -104,9 +107,8 @@ def stayed(start: dict[str, float], end: dict[str, float]) -> dict[str, float]:
     return {name: end[name] - start[name] for name in HELD if end[name] - start[name] > SLACK.get(name, 0)}
 
 
-async def load(url: str, models: list[str], clients: int, seconds: float, seed: int) -> Outcome:
-    """`clients` at once until `seconds` are over."""
-    outcome = Outcome()
+async def load(url: str, models: list[str], clients: int, seconds: float, seed: int, outcome: Outcome) -> None:
+    """`clients` at once until `seconds` are over; what they see is added to `outcome`."""
     until = time.monotonic() + seconds
     dawdlers = max(1, round(clients * DAWDLING))
     limits = httpx.Limits(max_connections=clients, max_keepalive_connections=clients)
@@ -115,7 +117,17 @@ async def load(url: str, models: list[str], clients: int, seconds: float, seed: 
             *(_dawdle(url, models, random.Random(f"{seed}/{n}"), until, outcome) for n in range(dawdlers)),
             *(_ask(http, models, random.Random(f"{seed}/{n}"), until, outcome) for n in range(dawdlers, clients)),
         )
-    return outcome
+
+
+async def _compute_every_size(url: str, model: str) -> None:
+    """Steps of every number of tokens, and of every number of sequences."""
+    async with httpx.AsyncClient(base_url=url, timeout=600) as http:
+        for tokens in range(1, MAX_STEP_TOKENS + 1):
+            body = {"model": model, "prompt": [5] * tokens, "max_tokens": 1, "ignore_eos": True}
+            (await http.post("/v1/completions", json=body)).raise_for_status()
+        for sequences in range(2, MAX_RUNNING + 1):
+            body = {"model": model, "prompt": [[5]] * sequences, "max_tokens": 3, "ignore_eos": True}
+            (await http.post("/v1/completions", json=body)).raise_for_status()
 
 
 def _body(models: list[str], dice: random.Random) -> dict[str, object]:
@@ -187,10 +199,17 @@ async def soak(
     server: Server, models: list[str], clients: int, seconds: float, *, warm_up_s: float = WARM_UP_S, seed: int = 0
 ) -> dict[str, object]:
     """The run and its figures; "stayed" and "errors" are empty when all is well."""
-    await load(server.url, models, clients, warm_up_s, seed - 1)  # threads, caches and allocators grow to their size
+    await _compute_every_size(server.url, models[0])
+    await load(
+        server.url, models, clients, warm_up_s, seed - 1, Outcome()
+    )  # threads, buffers and allocators grow to their size
     start = await settle(server)
-    outcome = await load(server.url, models, clients, seconds, seed)
-    end = await settle(server, start)
+    outcome = Outcome()
+    settled = [start]
+    for part in range(PARTS):
+        await load(server.url, models, clients, seconds / PARTS, seed + part, outcome)
+        settled.append(await settle(server, start | {MEMORY: settled[-1][MEMORY]}))
+    end = settled[-1]
     shown = {key: value for key, value in vars(outcome).items() if key != "ttft_s"}
     percentiles = statistics.quantiles(outcome.ttft_s, n=20) if len(outcome.ttft_s) > 1 else []
     return {
@@ -201,12 +220,17 @@ async def soak(
         "errors": outcome.errors,
         "start": start,
         "end": end,
-        "stayed": stayed(start, end),
+        "memory_mib": [round(then[MEMORY] / 2**20) for then in settled],
+        "stayed": stayed(start | {MEMORY: settled[-2][MEMORY]}, end),
     }
 
 
 def soaked_server(home: Path) -> Server:
-    environment = {"BIANLIAN_KV_CACHE_MEMORY": KV_CACHE_MEMORY, "ONEDNN_PRIMITIVE_CACHE_CAPACITY": PRIMITIVES_KEPT}
+    environment = {
+        "BIANLIAN_KV_CACHE_MEMORY": KV_CACHE_GIB,
+        "BIANLIAN_MAX_BATCH_TOKENS": str(MAX_STEP_TOKENS),
+        "BIANLIAN_MAX_RUNNING": str(MAX_RUNNING),
+    }
     return Server(BASE, home, module="benchmarks.tidy_server", environment=environment)
 
 

@@ -21,6 +21,8 @@ collect_ignore = ["clients"]  # `make clients` runs those, in an environment of 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--churn-requests", type=int, default=300, help="requests of test_churn.py; 100000 for a full run")
+    parser.addoption("--fuzz-count", type=int, default=300, help="inputs of test_fuzz.py; 20000 for a full run")
+    parser.addoption("--fuzz-seed", type=int, default=1, help="seed of its inputs")
     parser.addoption("--churn-seed", type=int, default=1, help="seed of its traffic")
 
 

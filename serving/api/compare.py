@@ -8,6 +8,7 @@ from fastapi import APIRouter, Request, Response
 
 from adapters.errors import Invalid
 from serving.api.auth import caller_of
+from serving.api.declared import EVENTS
 from serving.api.errors import error_body, failure_event
 from serving.api.schemas import CompareRequest
 from serving.api.streaming import event_stream
@@ -19,7 +20,7 @@ from serving.votes import VotedLane, VoteStore
 def compare_router(chat: ChatService, votes: VoteStore) -> APIRouter:
     router = APIRouter()
 
-    @router.post("/v1/compare", response_model=None)
+    @router.post("/v1/compare", response_class=Response, responses=EVENTS)
     async def post_compare(body: CompareRequest, request: Request) -> Response:
         try:
             params = body.params(chat.default_params(), chat.base.model.config.get_text_config().vocab_size)

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Request, Response
 
 from adapters.errors import Invalid
 from serving.api.auth import Caller, caller_of
+from serving.api.declared import ChatCompletion, answers
 from serving.api.reply import Reply, logprob_entry
 from serving.api.schemas import ChatCompletionRequest
 from serving.chat import ChatService, Turn
@@ -17,7 +18,7 @@ from serving.engine.sequence import TokenDelta, TokenLogprob
 def completions_router(chat: ChatService) -> APIRouter:
     router = APIRouter()
 
-    @router.post("/v1/chat/completions", response_model=None)
+    @router.post("/v1/chat/completions", response_model=None, responses=answers(ChatCompletion))
     async def chat_completions(body: ChatCompletionRequest, request: Request) -> Response:
         answers = await chat.ask_together(_turns(body, chat, caller_of(request)))
         reply = _ChatReply(answers, chat.base.tokenizer, body.n)

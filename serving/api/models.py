@@ -13,6 +13,7 @@ from adapters.manifest import CONFIG_FILE, MANIFEST_FILE, WEIGHTS_FILE, AdapterV
 from adapters.registry import BASE_ALIAS
 from adapters.settings import Settings
 from serving.api.auth import Keys
+from serving.api.declared import TEXT, ModelCard, ModelList, Unloaded
 from serving.api.schemas import LoadAdapterRequest, UnloadAdapterRequest
 from serving.chat import ChatService
 
@@ -49,7 +50,7 @@ def models_router(chat: ChatService, settings: Settings, keys: Keys, started: in
             "effect": asdict(effect) if (effect := chat.effects.get(version.digest)) else None,
         }
 
-    @router.get("/v1/models", response_model=None)
+    @router.get("/v1/models", response_model=None, responses={200: {"model": ModelList}})
     async def list_models() -> Response:
         # In a thread, because it reads the disk for every name; and as it is, because checking a thousand cards against
         # a schema would hold up everybody's tokens.
@@ -57,20 +58,30 @@ def models_router(chat: ChatService, settings: Settings, keys: Keys, started: in
         adapters = [adapter_card(version, version.name) for version in versions]
         return JSONResponse({"object": "list", "data": [base_card(), *adapters]})
 
-    @router.get("/v1/models/{model_id:path}")
+    @router.get("/v1/models/{model_id:path}", responses={200: {"model": ModelCard}})
     async def get_model(model_id: str) -> dict[str, Any]:
         if model_id in (chat.base.name, BASE_ALIAS):
             return base_card()
         return adapter_card(chat.registry.resolve(model_id), model_id)
 
-    @router.post("/v1/load_lora_adapter", dependencies=[Depends(keys.require_admin)])
+    @router.post(
+        "/v1/load_lora_adapter",
+        response_class=Response,
+        responses=TEXT,
+        dependencies=[Depends(keys.require_admin)],
+    )
     async def load_lora_adapter(body: LoadAdapterRequest) -> Response:
         version = await chat.load(body.lora_name, _allowed(body.lora_path, settings), replace=body.load_inplace)
         effect = chat.effects.get(version.digest)
         warning = f" But it {effect.warning}" if effect and effect.warning else ""
         return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' loaded as {version}.{warning}")
 
-    @router.post("/v1/unload_lora_adapter", dependencies=[Depends(keys.require_admin)])
+    @router.post(
+        "/v1/unload_lora_adapter",
+        response_model=None,
+        responses={200: {"model": Unloaded}},
+        dependencies=[Depends(keys.require_admin)],
+    )
     async def unload_lora_adapter(body: UnloadAdapterRequest) -> Response:
         freed = await chat.unload(body.lora_name, force=body.force)
         message = f"Success: LoRA adapter '{body.lora_name}' unloaded."

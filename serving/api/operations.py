@@ -3,10 +3,10 @@
 from importlib.metadata import version
 
 from fastapi import APIRouter, Depends, Response
-from fastapi.responses import PlainTextResponse
 
 from adapters.errors import Unavailable
 from serving.api.auth import Keys
+from serving.api.declared import TEXT
 from serving.chat import ChatService
 from serving.metrics import CONTENT_TYPE, Metrics
 
@@ -38,7 +38,7 @@ def operations_router(chat: ChatService, metrics: Metrics, keys: Keys) -> APIRou
 
     # With keys set it wants one, a user key like any other: it tells how busy the server is and which adapters it has.
     # The admin key would also do, but is too much to leave in a scraper's configuration.
-    @router.get("/metrics", response_class=PlainTextResponse, dependencies=[Depends(keys.require_user)])
+    @router.get("/metrics", response_class=Response, responses=TEXT, dependencies=[Depends(keys.require_user)])
     async def get_metrics() -> Response:
         """Prometheus' text format."""
         return Response(metrics.text(), media_type=CONTENT_TYPE)

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Request, Response
 
 from adapters.errors import Invalid
 from serving.api.auth import Caller, caller_of
+from serving.api.declared import TextCompletion, answers
 from serving.api.reply import Reply
 from serving.api.schemas import DEFAULT_TEXT_TOKENS, TextCompletionRequest, check_token_ids
 from serving.chat import Answer, ChatService, Turn
@@ -20,7 +21,7 @@ _UNFINISHED = "\ufffd"
 def text_completions_router(chat: ChatService) -> APIRouter:
     router = APIRouter()
 
-    @router.post("/v1/completions", response_model=None)
+    @router.post("/v1/completions", response_model=None, responses=answers(TextCompletion))
     async def completions(body: TextCompletionRequest, request: Request) -> Response:
         answers = await chat.ask_together(_turns(body, chat, caller_of(request)))
         reply = _TextReply(answers, chat.base.tokenizer, body)

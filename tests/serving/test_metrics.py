@@ -36,7 +36,7 @@ def value(samples: Samples, name: str, **labels: str) -> float:
 
 def ask(server: RunningServer, **body: object) -> httpx.Response:
     sent = {"model": "tiny", "messages": QUESTION, **GREEDY, **body}
-    return httpx.post(f"{server.url}/v1/chat/completions", json=sent)
+    return httpx.post(f"{server.url}/v1/chat/completions", json=sent, timeout=60)
 
 
 @pytest.fixture
@@ -93,7 +93,7 @@ def test_a_prompt_that_gives_way_is_counted(tiny_base: Path, tmp_path: Path) -> 
     """More answers than the blocks hold: some step back, all end."""
     settings = settings_for(tiny_base, tmp_path, max_model_len=512).model_copy(update={"kv_cache_memory": 0.0011})
     with running_server(settings) as running:
-        ask(running, n=8, max_tokens=200, ignore_eos=True)
+        ask(running, n=8, max_tokens=120, ignore_eos=True)
         found = scrape(running.url)
     assert value(found, "bianlian_preemptions_total") > 0
     assert value(found, "bianlian_answers_total", finish_reason="length") == 8
