@@ -252,7 +252,7 @@ def test_a_refused_question_says_why_and_stays(visitor: Visit) -> None:
     page = visitor.page
     page.locator("#compare-question textarea").fill("长" * 600)
     page.locator("#compare-send").click()
-    expect(page.get_by_test_id("toast-body")).to_contain_text("the model takes 512")
+    expect(page.get_by_test_id("toast-body")).to_contain_text("maximum context length is 512")
     expect(page.locator("#compare-question textarea")).not_to_be_empty()
     expect(page.locator("#compare-send")).to_be_visible()
 
