@@ -110,17 +110,23 @@ def build_app(services: Services) -> FastAPI:
     from starlette.middleware.cors import CORSMiddleware
     from starlette.middleware.trustedhost import TrustedHostMiddleware
 
+    from serving.api.adapters import adapters_router
+    from serving.api.aliases import aliases_router
     from serving.api.auth import Keys
     from serving.api.compare import compare_router
     from serving.api.completions import completions_router
     from serving.api.errors import install_error_handlers
+    from serving.api.files import files_router
     from serving.api.limits import BodyLimit
     from serving.api.models import models_router
     from serving.api.operations import operations_router
     from serving.api.text_completions import text_completions_router
+    from serving.files import FileStore
+    from serving.lifecycle import AdapterLifecycle
 
     settings, chat = services.settings, services.chat
     keys = Keys(settings)
+    lifecycle, files = AdapterLifecycle(chat), FileStore(settings.uploads)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -143,7 +149,7 @@ def build_app(services: Services) -> FastAPI:
 
     app = FastAPI(title="Bianlian", docs_url=None, redoc_url=None, lifespan=lifespan)
     install_error_handlers(app)
-    app.add_middleware(BodyLimit)
+    app.add_middleware(BodyLimit, max_upload=settings.max_upload_bytes)
     # With no origins allowed: Gradio would otherwise echo any, with credentials.
     app.add_middleware(CORSMiddleware, allow_origins=[])
     if settings.host in LOOPBACK and not keys.configured:
@@ -154,6 +160,9 @@ def build_app(services: Services) -> FastAPI:
     app.include_router(text_completions_router(chat), dependencies=user)
     app.include_router(compare_router(chat), dependencies=user)
     app.include_router(models_router(chat, settings, keys, int(time.time())), dependencies=user)
+    app.include_router(adapters_router(lifecycle, files, settings, keys), dependencies=user)
+    app.include_router(aliases_router(chat, keys), dependencies=user)
+    app.include_router(files_router(files, keys), dependencies=user)
     app.include_router(operations_router(chat))
 
     # The UI is mounted at "/" and would answer unknown API paths in its own way.

@@ -3,7 +3,8 @@
 A message says what was wrong, the value and the limit, and the way out. Nothing else is promised."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class BianlianError(Exception):
@@ -52,6 +53,17 @@ class Unavailable(BianlianError):
     """Not ready yet, or shutting down."""
 
     code = "unavailable"
+
+
+@contextmanager
+def naming(param: str) -> Iterator[None]:
+    """Errors about a model or adapter, raised inside, name the input that the caller sent it in."""
+    try:
+        yield
+    except BianlianError as error:
+        if error.param in (None, "model", "name", "lora_path"):
+            error.param = param
+        raise
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
