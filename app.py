@@ -123,6 +123,7 @@ def build_app(services: Services) -> FastAPI:
     from serving.api.text_completions import text_completions_router
     from serving.files import FileStore
     from serving.lifecycle import AdapterLifecycle
+    from serving.watch import WATCH_POLL_S, DirectoryWatcher, publish_found
 
     settings, chat = services.settings, services.chat
     keys = Keys(settings)
@@ -140,11 +141,21 @@ def build_app(services: Services) -> FastAPI:
                 except OSError:  # the store's disk is away for a moment; requests say so themselves
                     log.warning("the adapter store cannot be read", exc_info=True)
 
-        watcher = asyncio.create_task(watch_store())
+        async def watch_directories() -> None:
+            watcher = DirectoryWatcher([root.expanduser() for root in settings.watch])
+            while True:
+                for directory in await asyncio.to_thread(watcher.poll, time.monotonic()):
+                    await publish_found(lifecycle, directory, directory.parent)
+                await asyncio.sleep(WATCH_POLL_S)
+
+        watchers = [asyncio.create_task(watch_store())]
+        if settings.watch:
+            watchers.append(asyncio.create_task(watch_directories()))
         try:
             yield
         finally:
-            watcher.cancel()
+            for watcher in watchers:
+                watcher.cancel()
             await asyncio.to_thread(services.close)
 
     app = FastAPI(title="Bianlian", docs_url=None, redoc_url=None, lifespan=lifespan)
@@ -242,6 +253,10 @@ def serve(
     adapter_root: Annotated[
         list[Path] | None, typer.Option(help="Directory that adapter paths sent over HTTP may name.")
     ] = None,
+    watch: Annotated[
+        list[Path] | None, typer.Option(help="Directory whose PEFT directories are published as they appear.")
+    ] = None,
+    max_upload: Annotated[float | None, typer.Option(help="GiB an uploaded file may have [4].")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
     dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16.")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads that compute [all cores].")] = None,
@@ -265,6 +280,8 @@ def serve(
         quantize=quantize,
         adapter=adapter,
         adapter_roots=adapter_root,
+        watch=watch,
+        max_upload=max_upload,
         device=device,
         dtype=dtype,
         threads=threads,

@@ -132,9 +132,10 @@ class _Bounded(io.RawIOBase):
         self._end = end
 
     def read(self, size: int = -1) -> bytes:
-        if size < 0 or size > _DIRECTORY_BYTES:
+        data = b"" if size > _DIRECTORY_BYTES else self._file.read(_DIRECTORY_BYTES + 1 if size < 0 else size)
+        if max(size, len(data)) > _DIRECTORY_BYTES:
             raise Invalid(f"the archive's list of files is larger than {_DIRECTORY_BYTES >> 20} MiB", param="file")
-        return self._file.read(size)
+        return data
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         if whence == io.SEEK_SET and offset > self._end:
