@@ -2,6 +2,7 @@
 the same for the same user each time. One small file each, beside the adapters: `<store>/.aliases/persona.json`."""
 
 import hashlib
+import logging
 import math
 import os
 import uuid
@@ -13,6 +14,8 @@ from adapters.errors import Conflict, Invalid, NotFound, nearest
 from adapters.manifest import NAME_PATTERN, check_name
 from adapters.registry import BASE_ALIAS, AdapterRegistry
 from adapters.store import AdapterStore
+
+log = logging.getLogger(__name__)
 
 MAX_TARGETS = 16
 _FILE_BYTES = 64 << 10
@@ -74,8 +77,17 @@ class AliasStore:
             raise Invalid(f"alias '{name}' cannot be read: {error.errors()[0]['msg']}; set it again") from error
 
     def all(self) -> list[Alias]:
-        names = sorted(path.stem for path in self._root.glob("*.json"))
-        return [alias for name in names if (alias := self.get(name))]
+        """Those that can be read, by name."""
+        found = []
+        for name in sorted(path.stem for path in self._root.glob("*.json")):
+            try:
+                alias = self.get(name)
+            except Invalid as error:
+                log.warning("%s", error)
+                continue
+            if alias:
+                found.append(alias)
+        return found
 
     def put(self, alias: Alias, registry: AdapterRegistry) -> Alias:
         """Set or replace it. Conflict when the name is a model's, Invalid when a target is an alias, NotFound or

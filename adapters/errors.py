@@ -61,7 +61,7 @@ def naming(param: str) -> Iterator[None]:
     try:
         yield
     except BianlianError as error:
-        if error.param in (None, "model", "name", "lora_path"):
+        if error.param in (None, "model", "lora_path"):
             error.param = param
         raise
 

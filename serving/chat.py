@@ -166,7 +166,7 @@ class ChatService:
         if self.is_base(name):
             raise Invalid("the base model cannot be unloaded; stop the server instead", param="lora_name")
         with naming("lora_name"):
-            version = self.registry.resolve(check_name(name))
+            version = self.registry.resolve(check_name(name, param="lora_name"))
         shared = self.registry.is_offered_elsewhere(version)  # then requests on these weights can go on
         running = 0 if shared else self.registry.leases(version)
         if running and not force:

@@ -85,9 +85,9 @@ class AdapterLifecycle:
             raise NotFound(f"adapter '{shown}' does not exist{nearest(name, known)}", param="name")
         return self._info(name)
 
-    async def publish(self, source: Path, name: str, *, notes: str = "") -> Published:
+    async def publish(self, source: Path, name: str, *, notes: str = "", param: str = "file") -> Published:
         """Make the PEFT directory the next version of `name`, checked against the base, and bring it into memory.
-        Raises what is wrong with it; then nothing has changed."""
+        Raises what is wrong with it, blamed on the input `param`; then nothing has changed."""
         check_name(name)
         self.registry.require_free(name, param="name")
         if self.registry.is_attached(name):
@@ -96,8 +96,12 @@ class AdapterLifecycle:
             )
         async with self._publishing:  # the second of two equal ones is to find the first
             before = set(self.store.numbers(name))
-            with naming("file"):
-                version = await on_own_thread(self.store.publish, source, name, notes=notes, check=self._check)
+            try:
+                with naming(param):
+                    version = await on_own_thread(self.store.publish, source, name, notes=notes, check=self._check)
+            except BianlianError as error:
+                error.message = error.message.replace(str(source), name)  # where uploads lie is nobody's business
+                raise
         self.registry.offer(name)
         await self.chat.warm(str(version))
         await asyncio.to_thread(self.registry.refresh)
@@ -165,8 +169,7 @@ class AdapterLifecycle:
 
     def _check(self, directory: Path) -> None:
         """Raises what keeps the adapter in `directory` from being served on this base."""
-        number = AdapterVersion("the adapter", 0, "", directory, read_manifest(directory))
-        self.registry.require_fit(number)
+        self.registry.require_fit(AdapterVersion("the adapter", 0, "", directory, read_manifest(directory)))
         self._bank.check(directory)
 
     def _info(self, name: str) -> AdapterInfo:

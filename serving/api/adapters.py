@@ -19,6 +19,17 @@ from serving.api.uploads import Form, receive_form
 from serving.files import FileStore
 from serving.lifecycle import AdapterInfo, AdapterLifecycle, Published, VersionInfo, require_under
 
+_FORM = {"file": {"type": "string", "format": "binary"}, "name": {"type": "string"}, "notes": {"type": "string"}}
+_FORM_OR_JSON = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {"schema": {"type": "object", "properties": _FORM, "required": ["file", "name"]}},
+            "application/json": {"schema": PublishRequest.model_json_schema()},
+        },
+    }
+}
+
 
 def adapters_router(lifecycle: AdapterLifecycle, files: FileStore, settings: Settings, keys: Keys) -> APIRouter:
     router = APIRouter()
@@ -34,7 +45,7 @@ def adapters_router(lifecycle: AdapterLifecycle, files: FileStore, settings: Set
     async def get_adapter(name: str) -> dict[str, Any]:
         return _card(await asyncio.to_thread(lifecycle.get, name))
 
-    @router.post("/v1/adapters", dependencies=admin, response_model=None)
+    @router.post("/v1/adapters", dependencies=admin, response_model=None, status_code=201, openapi_extra=_FORM_OR_JSON)
     async def publish(request: Request) -> Response:
         """A form with the adapter's files or one archive, or JSON that says where they are: `file_id` of an upload,
         or `path` of a directory under a root."""
@@ -44,8 +55,10 @@ def adapters_router(lifecycle: AdapterLifecycle, files: FileStore, settings: Set
                 form.require_only({"name", "notes"}, {"file", "files", "files[]"})
                 name, notes = form.text("name"), form.text("notes", "")
                 source, left_out = await asyncio.to_thread(_adapter_in, form, workspace, settings.max_upload_bytes)
+                param = "file"
             else:
                 body = await _json_body(request)
+                param = "path" if body.file_id is None else "file_id"
                 name, notes, left_out = body.name, body.notes, []
                 if body.file_id is not None:
                     archive = files.path(body.file_id, "adapter")
@@ -57,7 +70,7 @@ def adapters_router(lifecycle: AdapterLifecycle, files: FileStore, settings: Set
                 else:
                     roots = [settings.root, *settings.adapter_roots]
                     source = require_under(Path(body.path or ""), roots, param="path")
-            published = await lifecycle.publish(source, name, notes=notes)
+            published = await lifecycle.publish(source, name, notes=notes, param=param)
         return JSONResponse(_published(published, left_out), 201 if published.new else 200)
 
     @router.post("/v1/adapters/{name}/rollback", dependencies=admin)

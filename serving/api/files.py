@@ -9,15 +9,19 @@ from fastapi.responses import FileResponse
 from adapters.errors import Invalid, NotFound
 from serving.api.auth import Keys
 from serving.api.uploads import receive_form
-from serving.files import FileStore, StoredFile
+from serving.files import PURPOSES, FileStore, StoredFile
 
 MAX_LISTED = 10_000
+
+_PARTS = {"file": {"type": "string", "format": "binary"}, "purpose": {"type": "string", "enum": list(PURPOSES)}}
+_SCHEMA = {"type": "object", "properties": _PARTS, "required": ["file", "purpose"]}
+_FORM = {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": _SCHEMA}}}}
 
 
 def files_router(files: FileStore, keys: Keys) -> APIRouter:
     router = APIRouter(dependencies=[Depends(keys.require_admin)])
 
-    @router.post("/v1/files")
+    @router.post("/v1/files", openapi_extra=_FORM)
     async def upload(request: Request) -> StoredFile:
         """One file, in the form field `file`, with its `purpose`."""
         with files.workspace() as workspace:
