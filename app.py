@@ -88,6 +88,7 @@ def _build_services(settings: Settings, base: BaseModel | None) -> Services:
         quantize = "none" if on_cpu else settings.quantize
         base = load_base(settings.base, device=settings.device, dtype=settings.dtype, quantize=quantize)
     store = AdapterStore(settings.store)
+    store.sweep()
     registry = AdapterRegistry(store, base.name, base.fingerprint)
     engine = AsyncEngine(Engine(base, settings), max_waiting=settings.max_waiting)
     chat = ChatService(base, registry, engine, ChatRenderer(base.tokenizer, base.stop_token_ids))

@@ -18,6 +18,9 @@ class BianlianError(Exception):
         self.param = param
         self.code = code or type(self).code
 
+    def __str__(self) -> str:
+        return self.message
+
 
 class Invalid(BianlianError):
     """The input is wrong; sending it again will fail again."""

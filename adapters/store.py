@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import tempfile
+import time
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
@@ -26,6 +27,7 @@ from adapters.manifest import (
 from adapters.peft_config import read_config
 
 CURRENT_FILE = "current"
+_ABANDONED_S = 24 * 3600
 _ALIAS_DIRECTORY = ".aliases"
 _DIGEST_FILE = "digest"  # sha256 written at publishing: hashing a large adapter at every look-up would be slow
 
@@ -83,6 +85,13 @@ class AdapterStore:
         if current is None or number > current:  # else a publisher beside this one was later
             self.set_current(name, number)
         return self.version(name, number)
+
+    def sweep(self) -> None:
+        """Delete what a killed process left half-way, a day ago or longer."""
+        for pattern in (".incoming-*", ".removed-*"):
+            for left in self.root.glob(pattern):
+                if left.stat().st_mtime < time.time() - _ABANDONED_S:
+                    shutil.rmtree(left, ignore_errors=True)
 
     @property
     def aliases(self) -> Path:
