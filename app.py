@@ -94,6 +94,7 @@ def _build_services(settings: Settings, base: BaseModel | None, database: Databa
         quantize = "none" if on_cpu else settings.quantize
         base = load_base(settings.base, device=settings.device, dtype=settings.dtype, quantize=quantize)
     store = AdapterStore(settings.store)
+    store.sweep()
     registry = AdapterRegistry(store, base.name, base.fingerprint)
     engine = AsyncEngine(Engine(base, settings), max_waiting=settings.max_waiting)
     chat = ChatService(base, registry, engine, ChatRenderer(base.tokenizer, base.stop_token_ids))
@@ -116,12 +117,15 @@ def build_app(services: Services) -> FastAPI:
     from starlette.middleware.cors import CORSMiddleware
     from starlette.middleware.trustedhost import TrustedHostMiddleware
 
+    from serving.api.adapters import adapters_router
+    from serving.api.aliases import aliases_router
     from serving.api.auth import Keys
     from serving.api.compare import compare_router
     from serving.api.completions import completions_router
     from serving.api.declared import ERRORS
     from serving.api.embeddings import embeddings_router
     from serving.api.errors import install_error_handlers
+    from serving.api.files import files_router
     from serving.api.limits import BodyLimit
     from serving.api.models import models_router
     from serving.api.operations import operations_router
@@ -132,15 +136,19 @@ def build_app(services: Services) -> FastAPI:
     from serving.api.tokens import tokens_router
     from serving.api.usage import RateLimitHeaders, usage_router
     from serving.api.votes import votes_router
+    from serving.files import FileStore
     from serving.keys import KeyStore
+    from serving.lifecycle import AdapterLifecycle
     from serving.metrics import Metrics
     from serving.response_store import ResponseStore
     from serving.usage import UsageBook
     from serving.votes import VoteStore
+    from serving.watch import WATCH_POLL_S, DirectoryWatcher, publish_found
 
     settings, chat, database = services.settings, services.chat, services.database
     keys, metrics = Keys(settings, KeyStore(database), chat.limits), Metrics(chat)
     usage, votes = UsageBook(database, chat.usage), VoteStore(database)
+    lifecycle, files = AdapterLifecycle(chat), FileStore(settings.uploads)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -154,13 +162,21 @@ def build_app(services: Services) -> FastAPI:
                 except OSError:  # the store's disk is away for a moment; requests say so themselves
                     log.warning("the adapter store cannot be read", exc_info=True)
 
-        watcher = asyncio.create_task(watch_store())
-        writer = asyncio.create_task(usage.keep_writing())
+        async def watch_directories() -> None:
+            watcher = DirectoryWatcher([root.expanduser() for root in settings.watch])
+            while True:
+                for directory in await asyncio.to_thread(watcher.poll, time.monotonic()):
+                    await publish_found(lifecycle, directory, directory.parent)
+                await asyncio.sleep(WATCH_POLL_S)
+
+        tasks = [asyncio.create_task(watch_store()), asyncio.create_task(usage.keep_writing())]
+        if settings.watch:
+            tasks.append(asyncio.create_task(watch_directories()))
         try:
             yield
         finally:
-            watcher.cancel()
-            writer.cancel()
+            for task in tasks:
+                task.cancel()
             await asyncio.to_thread(services.engine.close)  # answers that still run end, and are counted
             try:
                 await asyncio.to_thread(usage.flush)
@@ -171,7 +187,7 @@ def build_app(services: Services) -> FastAPI:
         title="Bianlian", openapi_url=None, docs_url=None, redoc_url=None, lifespan=lifespan, responses=ERRORS
     )
     install_error_handlers(app)
-    app.add_middleware(BodyLimit)
+    app.add_middleware(BodyLimit, max_upload=settings.max_upload_bytes)
     app.add_middleware(PathSpellings)
     app.add_middleware(RateLimitHeaders, limits=chat.limits)
     # With no origins too: Gradio would otherwise echo any, with credentials.
@@ -196,6 +212,9 @@ def build_app(services: Services) -> FastAPI:
     app.include_router(models_router(chat, settings, keys, int(time.time())), dependencies=user)
     app.include_router(usage_router(usage), dependencies=user)
     app.include_router(votes_router(votes), dependencies=user)
+    app.include_router(adapters_router(lifecycle, files, settings, keys), dependencies=user)
+    app.include_router(aliases_router(chat, keys), dependencies=user)
+    app.include_router(files_router(files, keys), dependencies=user)
     app.include_router(operations_router(chat, metrics, keys))
 
     @app.get("/openapi.json", include_in_schema=False, dependencies=user)
@@ -285,6 +304,10 @@ def serve(
     adapter_root: Annotated[
         list[Path] | None, typer.Option(help="Directory that adapter paths sent over HTTP may name.")
     ] = None,
+    watch: Annotated[
+        list[Path] | None, typer.Option(help="Directory whose PEFT directories are published as they appear.")
+    ] = None,
+    max_upload: Annotated[float | None, typer.Option(help="GiB an uploaded file may have [4].")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
     dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16.")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads that compute [all cores].")] = None,
@@ -319,6 +342,8 @@ def serve(
         quantize=quantize,
         adapter=adapter,
         adapter_roots=adapter_root,
+        watch=watch,
+        max_upload=max_upload,
         device=device,
         dtype=dtype,
         threads=threads,

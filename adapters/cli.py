@@ -21,9 +21,11 @@ def register(cli: typer.Typer) -> None:
 
 
 def list_() -> None:
-    """All adapters: current version, base, size."""
+    """All adapters: current version, base, size; and the aliases."""
     from rich.console import Console
     from rich.table import Table
+
+    from adapters.aliases import AliasStore
 
     store = _store()
     table = Table("name", "version", "digest", "base", "size", "created", box=None, header_style="bold")
@@ -40,21 +42,45 @@ def list_() -> None:
             _when(manifest.created) if manifest else "?",
         )
     Console().print(table if table.row_count else "no adapters yet; `bianlian train` makes one")
+    for alias in AliasStore(store).all():
+        targets = ", ".join(f"{target.model} ({target.weight:g})" for target in alias.targets)
+        typer.echo(f"{alias.name} → {targets}")
 
 
 def show(reference: Reference) -> None:
-    """One version's manifest, and where it is."""
-    version = _store().resolve(reference)
+    """One version's manifest, and where it is; for NAME all its versions too."""
+    store = _store()
+    version = store.resolve(reference)
+    if "@" not in reference:
+        numbers = store.numbers(version.name)
+        typer.echo("versions " + ", ".join(f"@{number}{'*' * (number == version.number)}" for number in numbers))
     typer.echo(f"{version}  sha256 {version.digest}\n{version.directory}")
+    if version.notes:
+        typer.echo(f"notes: {version.notes}")
     typer.echo(version.manifest.model_dump_json(indent=2) if version.manifest else "plain PEFT files, no manifest")
 
 
 def import_(
-    path: Annotated[Path, typer.Argument(help="A PEFT adapter directory.")],
+    path: Annotated[Path, typer.Argument(help="A PEFT adapter directory, or a zip or tar archive of one.")],
     name: Annotated[str, typer.Option(help="Name to publish it under.")],
+    notes: Annotated[str, typer.Option(help="What to say of this version.")] = "",
 ) -> None:
-    """Publish a PEFT directory as the next version of NAME."""
-    typer.echo(f"published {_store().publish(path, name)}")
+    """Publish an adapter as the next version of NAME."""
+    from tempfile import TemporaryDirectory
+
+    from adapters.archive import unpack_adapter
+    from adapters.settings import load_settings
+
+    store = _store()
+    before = store.numbers(name)
+    with TemporaryDirectory() as workspace:
+        if path.is_file():
+            left_out = unpack_adapter(path, Path(workspace), limit=load_settings().max_upload_bytes).left_out
+            if left_out:
+                typer.echo(f"left out: {', '.join(left_out)}")
+        version = store.publish(Path(workspace) if path.is_file() else path, name, notes=notes)
+    same = version.number in before
+    typer.echo(f"{version} has the same digest; no new version was made" if same else f"published {version}")
 
 
 def export(
@@ -64,16 +90,24 @@ def export(
     typer.echo(f"{_store().export(reference, target)} → {target}")
 
 
-def rollback(name: str) -> None:
-    """Make the version before the current one current again. A running server notices at once."""
-    typer.echo(f"{name} is now {_store().rollback(name)}")
+def rollback(
+    name: str,
+    to: Annotated[int | None, typer.Option(help="Version number; default: the one before the current.")] = None,
+) -> None:
+    """Make an earlier version current again. A running server notices at once."""
+    typer.echo(f"{name} is now {_store().rollback(name, to)}")
 
 
 def remove(reference: Reference, yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False) -> None:
     """Delete one version (NAME@n) or a whole adapter (NAME)."""
     if not yes:
         typer.confirm(f"delete {reference}?", abort=True)
-    typer.echo("deleted " + ", ".join(map(str, _store().remove(reference))))
+    from adapters.aliases import AliasStore
+
+    store = _store()
+    name, _, which = reference.partition("@")
+    AliasStore(store).require_unused(lambda model: model == reference or (not which and model.startswith(f"{name}@")))
+    typer.echo("deleted " + ", ".join(map(str, store.remove(reference))))
 
 
 def verify(reference: Reference) -> None:

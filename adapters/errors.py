@@ -3,7 +3,8 @@
 A message says what was wrong, the value and the limit, and the way out. Nothing else is promised."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class BianlianError(Exception):
@@ -16,6 +17,9 @@ class BianlianError(Exception):
         self.message = message
         self.param = param
         self.code = code or type(self).code
+
+    def __str__(self) -> str:
+        return self.message
 
 
 class Invalid(BianlianError):
@@ -65,6 +69,17 @@ class Unavailable(BianlianError):
 
     code = "unavailable"
     retry_after_s = 5.0
+
+
+@contextmanager
+def naming(param: str) -> Iterator[None]:
+    """Errors about a model or adapter, raised inside, name the input that the caller sent it in."""
+    try:
+        yield
+    except BianlianError as error:
+        if error.param in (None, "model", "lora_path"):
+            error.param = param
+        raise
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

@@ -16,6 +16,9 @@ from adapters.errors import Invalid, NotFound
 MANIFEST_FILE = "bianlian.json"
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
+NOTES_FILE = "notes.txt"  # what its publisher says of a version, UTF-8
+ADAPTER_FILES = (CONFIG_FILE, WEIGHTS_FILE, MANIFEST_FILE, NOTES_FILE)
+MAX_NOTES = 4096  # characters
 _MANIFEST_BYTES = 4 << 20
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 REFERENCE_PATTERN = re.compile(r"latest|[0-9]{1,9}|[0-9a-fA-F]{6,64}")
@@ -79,6 +82,15 @@ class AdapterVersion:
     def __str__(self) -> str:
         return f"{self.name}@{self.number}"
 
+    @property
+    def notes(self) -> str:
+        """What its publisher said of it; read from the disk."""
+        try:
+            with (self.directory / NOTES_FILE).open(encoding="utf-8", errors="replace") as file:
+                return file.read(MAX_NOTES)
+        except OSError:
+            return ""
+
 
 def read_manifest(directory: Path) -> AdapterManifest | None:
     """The manifest in `directory`, None when there is none. Raises Invalid when it cannot be understood."""
@@ -114,11 +126,12 @@ def split_reference(reference: str) -> tuple[str, str | None]:
     return name, which if at else None
 
 
-def check_name(name: str) -> str:
-    """`name` if it may name an adapter, else Invalid."""
+def check_name(name: str, *, param: str = "name") -> str:
+    """`name` if it may name an adapter, else Invalid that names the input `param`."""
     if not NAME_PATTERN.fullmatch(name):
         raise Invalid(
-            f"adapter name {name!r} must be 1 to 64 letters, digits, '.', '_' or '-', starting with a letter or digit",
-            param="name",
+            f"adapter name {name[:80]!r} must be 1 to 64 letters, digits, '.', '_' or '-', starting with a letter or "
+            "digit",
+            param=param,
         )
     return name

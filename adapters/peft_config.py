@@ -31,6 +31,7 @@ _REFUSED = {
     "kasa_config": "KaSA is not served; train plain LoRA",
     "velora_config": "VeLoRA is not served; train plain LoRA",
     "monteclora_config": "MonteCLoRA is not served; train plain LoRA",
+    "fan_in_fan_out": "it is for bases of Conv1D layers (GPT-2), and this one has linear layers; serve its own base",
     "enable_lora": "MergedLinear of PEFT before 0.3 is not served; load and save the adapter with a newer PEFT",
 }
 # Initialisations that also change the base's weights: without that change the file's A and B mean something else.
@@ -65,6 +66,10 @@ class AdapterConfig(BaseModel):
     modules_to_save: list[str] | None = None
     trainable_token_indices: list[TokenId] | dict[str, list[TokenId]] | None = None
     ensure_weight_tying: bool | None = False
+    target_modules: str | list[str] | None = None
+    exclude_modules: str | list[str] | None = None
+    layers_to_transform: int | list[int] | None = None
+    layers_pattern: str | list[str] | None = None
 
 
 def read_config(directory: Path) -> AdapterConfig:
@@ -83,9 +88,13 @@ def read_config(directory: Path) -> AdapterConfig:
     config = _parse_config(directory / CONFIG_FILE)
     if config.bias not in ("none", "all", "lora_only"):
         raise Invalid(f"{directory}: bias is {config.bias[:40]!r}; PEFT has 'none', 'all' and 'lora_only'")
+    unread = config.model_extra or {}
     for name, way_out in _REFUSED.items():
-        if (config.model_extra or {}).get(name):
+        if unread.get(name):
             raise Invalid(f"{directory}: {name} is set; {way_out}")
+    for name in unread:
+        if name.startswith("use_") and unread[name]:  # a variant of LoRA that PEFT had not when this was written
+            raise Invalid(f"{directory}: {name[:40]} is set, which is not known here; train plain LoRA")
     if isinstance(config.init_lora_weights, str) and config.init_lora_weights.lower().startswith(_CHANGES_BASE):
         raise Invalid(
             f"{directory}: init_lora_weights={config.init_lora_weights[:40]!r} also changed the base's weights; save "

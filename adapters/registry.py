@@ -71,8 +71,22 @@ class AdapterRegistry:
                     code="model_not_found",
                 )
             version = self.store.resolve(model_id)
-        self._require_fit(version)
+        self.require_fit(version)
         return version
+
+    def offers(self, name: str) -> bool:
+        """Whether an adapter has this name, of this base or another."""
+        with self._lock:
+            return name in self._attached or bool(self.store.numbers(name))
+
+    def offer(self, name: str) -> None:
+        """Offer a name of the store again that was unloaded."""
+        with self._lock:
+            self._hidden.pop(name, None)
+
+    def is_attached(self, name: str) -> bool:
+        """Whether the name is a directory's attached at run time, which hides the store's."""
+        return name in self._attached
 
     def acquire(self, model_id: str) -> Lease:
         with self._lock:
@@ -98,9 +112,8 @@ class AdapterRegistry:
     def attach(self, name: str, directory: Path, *, replace: bool = False) -> AdapterVersion:
         """Serve the PEFT directory under `name`. Conflict when the name is taken, unless `replace`; then
         running requests keep what they have, and new ones get this."""
-        check_name(name)
-        if name in (self.base_name, BASE_ALIAS):
-            raise Conflict(f"'{name}' is the base model's name; give the adapter another", param="lora_name")
+        check_name(name, param="lora_name")
+        self.require_free(name, param="lora_name")
         read_config(directory)
         manifest = read_manifest(directory)
         digest = digest_of(directory)
@@ -117,11 +130,79 @@ class AdapterRegistry:
                 return taken
             number = max([taken.number if taken else 0, *self.store.numbers(name)]) + 1
             version = AdapterVersion(name, number, digest, directory, manifest)
-            self._require_fit(version)
+            self.require_fit(version)
             self._attached[name] = version
             self._seen[digest] = version
         self.refresh()
         return version
+
+    def require_free(self, name: str, *, param: str) -> None:
+        """Conflict when an adapter may not have this name, whatever others are called."""
+        if name in (self.base_name, BASE_ALIAS):
+            raise Conflict(f"'{name}' is the base model's name; give the adapter another", param=param)
+        if self.store.is_alias(name):
+            raise Conflict(f"'{name}' is an alias; delete the alias first or choose another name", param=param)
+
+    def remove(self, reference: str, *, force: bool = False) -> list[AdapterVersion]:
+        """Delete a version or a whole adapter from the disk, or stop offering one attached by path. Returns what is
+        gone. Conflict while requests run on it, unless `force`; those go on until they end, or are ended."""
+        name, which = split_reference(reference)
+        with self._lock:
+            doomed = self.doomed(reference)
+            attached = self._attached.get(name)
+            # Weights that another version offers stay, and requests with them.
+            running = sum(self._leases[digest] for digest in {v.digest for v in doomed} - self._kept(doomed))
+            if running and not force:
+                raise Conflict(
+                    f"{reference} is answering {running} request{'s' if running > 1 else ''}; wait, or send force=true"
+                )
+            self._seen |= {version.digest: version for version in doomed if version.digest not in self._seen}
+            if attached in doomed:
+                del self._attached[name]
+            if any(version != attached for version in doomed):
+                self.store.remove(name if which is None else f"{name}@{doomed[0].number}")
+            self._hidden.pop(name, None)
+        return doomed
+
+    def doomed(self, reference: str) -> list[AdapterVersion]:
+        """What `remove` would delete. NotFound when there is nothing."""
+        name, which = split_reference(reference)
+        with self._lock:
+            attached = self._attached.get(name)
+            if attached and which in (None, str(attached.number)):
+                return [*(self.stored(name) if which is None else []), attached]
+            if which is None:
+                return self.stored(name) or [self.store.current(name)]  # which raises, with a hint
+            return [self.store.resolve(reference)]
+
+    def known_names(self) -> list[str]:
+        """Names in the store and attached ones, whether they can be served here or not."""
+        with self._lock:
+            return sorted(set(self.store.names()) | set(self._attached))
+
+    def current(self, name: str) -> AdapterVersion | None:
+        """What the name means now; None when it is not offered."""
+        with self._lock:
+            version = self._intact(name)
+            return version if version and self._fits(version) and not self._is_hidden(version) else None
+
+    def stored(self, name: str) -> list[AdapterVersion]:
+        """The name's versions on disk that can be read."""
+        found = []
+        for number in self.store.numbers(name):
+            try:
+                found.append(self.store.version(name, number))
+            except (BianlianError, OSError) as error:
+                log.warning("%s@%d is left out: %s", name, number, error)
+        return found
+
+    def _kept(self, doomed: list[AdapterVersion]) -> set[str]:
+        """Digests that are offered still when these versions are gone."""
+        return {version.digest for version in self.versions() if version not in doomed}
+
+    def is_offered_elsewhere(self, version: AdapterVersion) -> bool:
+        """Whether another name means the same weights."""
+        return version.digest in self._kept([version])
 
     def detach(self, name: str) -> AdapterVersion:
         """Stop offering `name`. Leases go on; the weights are freed with the last of them."""
@@ -178,7 +259,8 @@ class AdapterRegistry:
         manifest = version.manifest
         return manifest is None or manifest.base_fingerprint == self.base_fingerprint
 
-    def _require_fit(self, version: AdapterVersion) -> None:
+    def require_fit(self, version: AdapterVersion) -> None:
+        """Invalid when it was trained on another base."""
         if not self._fits(version) and version.manifest:
             raise Invalid(
                 f"{version} was trained on base '{version.manifest.base_name}' "

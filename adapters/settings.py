@@ -35,6 +35,10 @@ class Settings(BaseSettings):
     quantize: Quantization = "none"
     adapter: list[str] = Field(default=[], description="NAME=PATH of adapters to serve beside those in the store.")
     adapter_roots: list[Path] = Field(default=[], description="Directories that adapter paths sent over HTTP may name.")
+    watch: list[Path] = Field(
+        default=[], description="Directories whose PEFT directories are published as they appear."
+    )
+    max_upload: float = Field(default=4.0, gt=0, description="GiB an uploaded file may have, unpacked as well.")
     threads: int | None = Field(
         default=None, ge=1, description="CPU threads that compute; default: all cores. Fewer where others share them."
     )
@@ -93,6 +97,14 @@ class Settings(BaseSettings):
     @property
     def root(self) -> Path:
         return self.home.expanduser()
+
+    @property
+    def uploads(self) -> Path:
+        return self.root / "uploads"
+
+    @property
+    def max_upload_bytes(self) -> int:
+        return int(self.max_upload * 2**30)
 
     @property
     def store(self) -> Path:

@@ -6,15 +6,18 @@ import os
 import re
 import shutil
 import tempfile
+import time
 import uuid
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from adapters.errors import Conflict, Invalid, NotFound, nearest
+from adapters.errors import BianlianError, Conflict, Invalid, NotFound, nearest
 from adapters.manifest import (
-    CONFIG_FILE,
+    ADAPTER_FILES,
     MANIFEST_FILE,
-    WEIGHTS_FILE,
+    MAX_NOTES,
+    NOTES_FILE,
     AdapterVersion,
     check_name,
     digest_of,
@@ -24,6 +27,8 @@ from adapters.manifest import (
 from adapters.peft_config import read_config
 
 CURRENT_FILE = "current"
+_ABANDONED_S = 24 * 3600
+_ALIAS_DIRECTORY = ".aliases"
 _DIGEST_FILE = "digest"  # sha256 written at publishing: hashing a large adapter at every look-up would be slow
 
 
@@ -37,34 +42,64 @@ class AdapterStore:
         self.root = root
         self._parsed: dict[Path, tuple[_Stamp, AdapterVersion]] = {}
 
-    def publish(self, source: Path, name: str) -> AdapterVersion:
+    def publish(
+        self, source: Path, name: str, *, notes: str = "", check: Callable[[Path], object] | None = None
+    ) -> AdapterVersion:
         """Copy the adapter in `source` in as the next version of `name` and make it current.
 
         Appears whole or not at all, also to other processes. Weights equal to the current version's make no
-        new version. Raises Invalid or NotFound when `source` is no adapter that can be served."""
+        new version. `check` gets the directory of the copy and raises to refuse it. Raises Invalid or NotFound when
+        `source` is no adapter that can be served, Conflict when `name` is an alias."""
         check_name(name)
+        if self.is_alias(name):
+            raise Conflict(f"'{name}' is an alias; delete the alias first or choose another name", param="name")
+        if len(notes) > MAX_NOTES:
+            raise Invalid(f"notes have {len(notes)} characters; the limit is {MAX_NOTES}", param="notes")
         read_config(source)
-        read_manifest(source)
-        digest = digest_of(source)
-        current = self._current_number(name)
-        if current is not None and (version := self.version(name, current)).digest == digest:
-            return version
-        home = self.root / name
-        home.mkdir(parents=True, exist_ok=True)
-        incoming = Path(tempfile.mkdtemp(prefix=".incoming-", dir=home))
+        self.root.mkdir(parents=True, exist_ok=True)
+        incoming = Path(tempfile.mkdtemp(prefix=".incoming-", dir=self.root))
         try:
-            for file in (CONFIG_FILE, WEIGHTS_FILE, MANIFEST_FILE):
+            for file in ADAPTER_FILES:
                 if (source / file).is_file():
                     shutil.copyfile(source / file, incoming / file)
+            if notes:
+                (incoming / NOTES_FILE).write_text(notes, encoding="utf-8")
+            # From here on the copy: the source may change under our hands.
+            read_config(incoming)
+            read_manifest(incoming)
+            digest = digest_of(incoming)
+            current = self._current_number(name)
+            if current is not None and (version := self.version(name, current)).digest == digest:
+                return version
+            if check:
+                check(incoming)
             (incoming / _DIGEST_FILE).write_text(digest, encoding="ascii")
             incoming.chmod(0o755)  # mkdtemp makes it private; a server under another user reads it
             number = self._rename_to_next_number(incoming, name)
+        except BianlianError as error:
+            error.message = error.message.replace(str(incoming), str(source))
+            raise
         finally:
             shutil.rmtree(incoming, ignore_errors=True)  # renamed away unless something failed
         current = self._current_number(name)
         if current is None or number > current:  # else a publisher beside this one was later
             self.set_current(name, number)
         return self.version(name, number)
+
+    def sweep(self) -> None:
+        """Delete what a killed process left half-way, a day ago or longer."""
+        for pattern in (".incoming-*", ".removed-*"):
+            for left in self.root.glob(pattern):
+                if left.stat().st_mtime < time.time() - _ABANDONED_S:
+                    shutil.rmtree(left, ignore_errors=True)
+
+    @property
+    def aliases(self) -> Path:
+        """Where names that stand for others are kept (AliasStore)."""
+        return self.root / _ALIAS_DIRECTORY
+
+    def is_alias(self, name: str) -> bool:
+        return (self.aliases / f"{name}.json").exists()
 
     def names(self) -> list[str]:
         if not self.root.is_dir():
@@ -128,9 +163,11 @@ class AdapterStore:
         partial.replace(self.root / name / CURRENT_FILE)
         return version
 
-    def rollback(self, name: str) -> AdapterVersion:
-        """Move the name to the version before the current one. Conflict when there is none."""
+    def rollback(self, name: str, number: int | None = None) -> AdapterVersion:
+        """Move the name to the version before the current one, or to `number`. Conflict when there is none before."""
         current = self.current(name).number
+        if number is not None:
+            return self.set_current(name, number)
         earlier = [number for number in self.numbers(name) if number < current]
         if not earlier:
             raise Conflict(f"{name}@{current} is the oldest version; there is nothing to roll back to")
@@ -148,12 +185,12 @@ class AdapterStore:
         left = [number for number in self.numbers(name) if number not in {version.number for version in doomed}]
         if not left:
             (self.root / name / CURRENT_FILE).unlink(missing_ok=True)  # first, so that nobody resolves to a half
-            shutil.rmtree(self.root / name)
+            self._delete(self.root / name)
             return doomed
         if current not in left:
             self.set_current(name, left[-1])
         for version in doomed:
-            shutil.rmtree(version.directory)
+            self._delete(version.directory)
         return doomed
 
     def export(self, reference: str, target: Path) -> AdapterVersion:
@@ -170,6 +207,12 @@ class AdapterStore:
         if found != version.digest:
             raise Invalid(f"{version}: files changed on disk (digest {found[:12]}, published as {version.digest[:12]})")
 
+    def _delete(self, directory: Path) -> None:
+        """At once for everybody who looks; the files themselves go after that."""
+        gone = self.root / f".removed-{uuid.uuid4().hex}"
+        directory.rename(gone)
+        shutil.rmtree(gone)
+
     def _current_number(self, name: str) -> int | None:
         try:
             # Read for every name when all are listed: plain open and strings take half the time of Path's.
@@ -183,11 +226,12 @@ class AdapterStore:
 
     def _rename_to_next_number(self, incoming: Path, name: str) -> int:
         while True:
+            (self.root / name).mkdir(exist_ok=True)
             number = max(self.numbers(name), default=0) + 1
             try:
                 incoming.rename(self.root / name / str(number))
-            except OSError:  # another process published this number a moment ago
-                if not (self.root / name / str(number)).exists():
+            except OSError:  # another process published this number, or removed the name, a moment ago
+                if (self.root / name).exists() and not (self.root / name / str(number)).exists():
                     raise
                 continue
             return number

@@ -13,9 +13,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from adapters.errors import Invalid
+from adapters.errors import Invalid, NotFound
 from adapters.manifest import WEIGHTS_FILE
 from adapters.peft_config import AdapterConfig, lora_scale, names_module, read_config
+from adapters.peft_targets import require_agreement
 
 LinearShapes = dict[str, tuple[int, int]]  # module path → (in_features, out_features)
 EmbeddingShapes = dict[str, tuple[int, int]]  # module path → (vocabulary, width)
@@ -112,6 +113,7 @@ def read_adapter(
             for values in (own, base):
                 _check_replacement(module, values, rows, out_features)
         _require_complete(config, replaced)
+        require_agreement(config, modules, [*shapes, *embeddings])
     except Invalid as error:
         raise Invalid(f"{directory}: {error.message}") from error
     cast = AdapterWeights(
@@ -143,6 +145,8 @@ def _read_parts(directory: Path) -> dict[str, dict[str, Tensor]]:
                 parts[part] = _checked(key, part, file.get_tensor(key))
     except SafetensorError as error:
         raise Invalid(f"{WEIGHTS_FILE} is not a readable safetensors file: {error}") from error
+    except FileNotFoundError as error:  # deleted a moment ago
+        raise NotFound(f"{directory} has no {WEIGHTS_FILE} any more") from error
     if not found:
         raise Invalid(f"{WEIGHTS_FILE} holds no tensors")
     return found

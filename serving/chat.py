@@ -5,7 +5,7 @@ import logging
 import secrets
 import time
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -13,8 +13,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from adapters.aliases import AliasStore
 from adapters.base_model import BaseModel
-from adapters.errors import Conflict, Invalid
+from adapters.errors import Conflict, Invalid, naming
 from adapters.manifest import AdapterVersion, check_name
 from adapters.registry import BASE_ALIAS, AdapterRegistry, Lease
 from adapters.renderer import ChatRenderer, Message
@@ -38,7 +39,8 @@ class Turn:
     that `model` names; `scale` is the strength of the latter. A `prompt`, text or token ids, is continued as it
     stands, instead of messages: no template, no system prompt. `key` says who asks, for limits, usage and fair
     waiting; `priority` how urgently (lower runs earlier). `choice` counts the n answers to one prompt: only the first
-    is a request, and has prompt tokens, to limits and usage."""
+    is a request, and has prompt tokens, to limits and usage. `user` is who the caller asks for: it, or else the key,
+    decides what an alias means. `param` is the input that named the adapters, for errors."""
 
     model: str
     messages: tuple[Message, ...] = ()
@@ -50,14 +52,17 @@ class Turn:
     key: str = ""
     priority: int = 0
     choice: int = 0
+    user: str = ""
+    param: str = "model"
 
 
 class Answer:
     """A running answer. Iterate inside `async with`; leaving it early stops the work."""
 
-    def __init__(self, model: str, versions: list[AdapterVersion], stream: TokenStream):
-        self.model = model
+    def __init__(self, model: str, base: str, versions: list[AdapterVersion], stream: TokenStream):
+        self.model = model  # as it was asked for
         self.versions = versions  # empty: the base alone
+        self._base = base
         self.prompt_ids = stream.request.prompt_ids
         self.seed = stream.request.params.seed
         self.progress: Progress = stream.progress
@@ -70,7 +75,7 @@ class Answer:
     @property
     def adapter(self) -> str:
         """`name@number` of what answers, joined by '+' in a blend; the base's name without adapters."""
-        return _joined(self.versions) or self.model
+        return _joined(self.versions) or self._base
 
     @property
     def digest(self) -> str | None:
@@ -100,6 +105,7 @@ class ChatService:
         self.renderer = renderer
         self.limits = RateLimiter()
         self.usage = UsageLedger()
+        self.aliases = AliasStore(registry.store)
         self.effects: dict[str, Effect] = {}  # by digest; an adapter's is known soon after its first answer
         registry.on_drained = self._free
 
@@ -118,7 +124,8 @@ class ChatService:
         with ExitStack() as undo:  # leases go back if any turn is refused
             prepared = []
             for turn in turns:
-                leases = self._lease(turn)
+                with naming(turn.param):
+                    leases = self._lease(turn)
                 for lease, _ in leases:
                     bank.hold(lease.version.digest)  # or it might be dropped again before the engine has the request
                     undo.callback(self._end_lease, lease)
@@ -138,7 +145,7 @@ class ChatService:
                     self._end_lease(lease)
 
             self._take_from_limits([(turn, request) for turn, _, request in prepared], undo)
-            counted = {request.id: (turn, self._label(leases)) for turn, leases, request in prepared}
+            counted = {request.id: (turn, self._label(leases, request)) for turn, leases, request in prepared}
             streams = self.engine.submit(
                 [request for _, _, request in prepared],
                 end,
@@ -146,7 +153,7 @@ class ChatService:
             )
             undo.pop_all()
         answers = [
-            Answer(self._model_name(turn), [lease.version for lease, _ in leases], stream)
+            Answer(self._model_name(turn), self.base.name, _taking_part(leases, stream.request), stream)
             for (turn, leases, _), stream in zip(prepared, streams, strict=True)
         ]
         note_answers(answers)
@@ -177,32 +184,52 @@ class ChatService:
     async def load(self, name: str, directory: Path, *, replace: bool = False) -> AdapterVersion:
         """Offer the PEFT directory under `name`, its weights already in memory. Raises what is wrong with it; then
         nothing has changed."""
+        check_name(name, param="lora_name")
         bank = self.engine.engine.bank
         await on_own_thread(bank.check, directory)
         version = self.registry.attach(name, directory, replace=replace)
         await on_own_thread(bank.warm, version)
+        await self.measure(version)
+        return version
+
+    async def measure(self, version: AdapterVersion) -> Effect | None:
+        """What a version in memory changes, if there is room to find out now."""
         if self.engine.alive:
             await self.engine.call(partial(self._measure, version))
-        return version
+        return self.effects.get(version.digest)
 
     async def unload(self, name: str, *, force: bool = False) -> int:
         """Stop offering an adapter and free its memory; returns the bytes freed. Conflict when requests are running
         on it, unless `force` ends them."""
-        if name in (self.base.name, BASE_ALIAS):
+        if self.is_base(name):
             raise Invalid("the base model cannot be unloaded; stop the server instead", param="lora_name")
-        version = self.registry.resolve(check_name(name))
-        running = self.registry.leases(version)
+        with naming("lora_name"):
+            version = self.registry.resolve(check_name(name, param="lora_name"))
+        shared = self.registry.is_offered_elsewhere(version)  # then requests on these weights can go on
+        running = 0 if shared else self.registry.leases(version)
         if running and not force:
             raise Conflict(
-                f"{version} is answering {running} request{'s' if running > 1 else ''}; wait or send force=true"
+                f"{version} is answering {running} request{'s' if running > 1 else ''}; wait or send force=true",
+                param="lora_name",
             )
+        return await self.withdraw(lambda: self.registry.detach(version.name), [version], end_running=force)
+
+    async def withdraw(
+        self, take_away: Callable[[], object], versions: Sequence[AdapterVersion], *, end_running: bool
+    ) -> int:
+        """Run `take_away`, after which the registry offers `versions` no more, on a thread; returns the bytes of memory
+        that this has freed. Requests on them go on, unless `end_running`, and so does what another name still means."""
         bank = self.engine.engine.bank
-        freed = bank.nbytes(version.digest)
-        self.registry.detach(version.name)
-        if running:
-            await self.engine.call(lambda: self.engine.abort_using(version.digest))
+        digests = {version.digest for version in versions}
+        before = sum(map(bank.nbytes, digests))
+        await asyncio.to_thread(take_away)
+        if end_running:
+            offered = {version.digest for version in await asyncio.to_thread(self.registry.versions)}
+            for digest in digests - offered:
+                await self.engine.call(partial(self.engine.abort_using, digest))
+        await asyncio.to_thread(self.registry.refresh)
         await self.engine.call(lambda: None)  # the freeing itself is in the engine's inbox before this
-        return freed - bank.nbytes(version.digest)
+        return before - sum(map(bank.nbytes, digests))
 
     async def warm(self, name: str) -> AdapterVersion:
         """Bring the adapter's weights into memory before somebody asks for it."""
@@ -247,12 +274,20 @@ class ChatService:
             used += Usage(1, len(stream.request.prompt_ids), stream.progress.cached_tokens)
         self.usage.add(turn.key, model, used)
 
-    def _label(self, leases: list[tuple[Lease, float]]) -> str:
-        return _joined([lease.version for lease, _ in leases]) or self.base.name
+    def _label(self, leases: list[tuple[Lease, float]], request: Request) -> str:
+        return _joined(_taking_part(leases, request)) or self.base.name
 
     def _end_lease(self, lease: Lease) -> None:
         self.engine.engine.bank.release(lease.version.digest)
         lease.release()
+
+    def is_base(self, model: str) -> bool:
+        return model in (self.base.name, BASE_ALIAS)
+
+    def target(self, model: str, user: str) -> str:
+        """What an alias means for `user`; any other model id as it is."""
+        alias = self.aliases.get(model)
+        return alias.choose(user) if alias else model
 
     def _lease(self, turn: Turn) -> list[tuple[Lease, float]]:
         leases: list[tuple[Lease, float]] = []
@@ -270,18 +305,15 @@ class ChatService:
 
     def _wanted(self, turn: Turn) -> list[tuple[str, float]]:
         """Adapters by model id, with strengths; none of them: the base alone."""
-        if turn.blend:
-            if turn.model not in (self.base.name, BASE_ALIAS):
-                self.registry.resolve(turn.model)  # a misspelt name is an error here too
-            wanted = list(turn.blend)
-        elif turn.model in (self.base.name, BASE_ALIAS):
-            wanted = []
-        else:
-            wanted = [(turn.model, turn.scale)]
+        user = turn.user or turn.key
+        named = turn.blend or ((turn.model, turn.scale),)
+        wanted = [(self.target(name, user), scale) for name, scale in named]
+        if turn.blend and not self.is_base(model := self.target(turn.model, user)):
+            self.registry.resolve(model)  # a misspelt name is an error here too
         for name, scale in wanted:
             if not -MAX_SCALE <= scale <= MAX_SCALE:
                 raise Invalid(f"strength of '{name}' is {scale}; it must be within ±{MAX_SCALE}", param="lora")
-        return wanted
+        return [(name, scale) for name, scale in wanted if not self.is_base(name)]
 
     def _request(self, turn: Turn, leases: list[tuple[Lease, float]], arrived_s: float) -> Request:
         engine = self.engine.engine
@@ -386,6 +418,12 @@ def _request_id() -> str:
     """Unique, also where callers send the same id twice; begins with the id that the caller knows."""
     record = current_record.get()
     return f"{record.id}/{uuid.uuid4().hex}" if record else uuid.uuid4().hex
+
+
+def _taking_part(leases: list[tuple[Lease, float]], request: Request) -> list[AdapterVersion]:
+    """Versions whose strength is not 0 in all."""
+    used = {digest for digest, _ in request.mix}
+    return [lease.version for lease, _ in leases if lease.version.digest in used]
 
 
 def random_seed() -> int:

@@ -9,6 +9,7 @@ from fastapi import APIRouter, Request, Response
 from adapters.errors import Invalid
 from serving.api.auth import Caller, caller_of
 from serving.api.declared import ChatCompletion, answers
+from serving.api.dialects import Blend, chosen
 from serving.api.reply import Reply, logprob_entry
 from serving.api.schemas import ChatCompletionRequest
 from serving.chat import ChatService, Turn
@@ -20,14 +21,14 @@ def completions_router(chat: ChatService) -> APIRouter:
 
     @router.post("/v1/chat/completions", response_model=None, responses=answers(ChatCompletion))
     async def chat_completions(body: ChatCompletionRequest, request: Request) -> Response:
-        answers = await chat.ask_together(_turns(body, chat, caller_of(request)))
+        answers = await chat.ask_together(_turns(body, chat, caller_of(request), chosen(body, request, chat)))
         reply = _ChatReply(answers, chat.base.tokenizer, body.n)
         return await reply.respond(chat, request, stream=body.stream, options=body.stream_options)
 
     return router
 
 
-def _turns(body: ChatCompletionRequest, chat: ChatService, caller: Caller) -> list[Turn]:
+def _turns(body: ChatCompletionRequest, chat: ChatService, caller: Caller, named: tuple[Blend, str]) -> list[Turn]:
     """One turn a choice. Choice k rolls its own dice, seed + k, so that n=2 with a seed is reproducible too."""
     try:
         params = body.params(
@@ -41,7 +42,9 @@ def _turns(body: ChatCompletionRequest, chat: ChatService, caller: Caller) -> li
             messages=tuple(message.plain() for message in body.messages),
             params=replace(params, seed=params.seed + number),
             max_tokens=body.token_limit,
-            blend=tuple((choice.model, choice.scale) for choice in body.lora),
+            blend=named[0],
+            param=named[1],
+            user=body.user or "",
             key=caller.key,
             priority=caller.priority(body.priority),
             choice=number,

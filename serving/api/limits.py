@@ -1,4 +1,5 @@
-"""How much a request may send. Counted as it arrives, so that a client cannot fill memory before it is refused."""
+"""How much a request may send, and how much more an upload. Counted as it arrives, so that a client cannot
+fill memory before it is refused."""
 
 import json
 
@@ -11,19 +12,29 @@ MAX_DISCARDED_BYTES = 64 << 20
 LIMITED = ("/v1/", "/tokenize", "/detokenize")
 
 
-class BodyLimit:
-    """Answers 413 to bodies of more than MAX_BODY_BYTES for the API. Pure ASGI: streams pass through untouched."""
+UPLOADS = ("/v1/adapters", "/v1/files")  # multipart, written to disk as it arrives
+_FORM_BYTES = 1 << 20  # of a form, beside its file
 
-    def __init__(self, app: ASGIApp):
+
+class BodyLimit:
+    """Answers 413 to bodies under /v1 of more than MAX_BODY_BYTES, or of more than `max_upload` bytes for uploads. Pure
+    ASGI: streams pass through untouched."""
+
+    def __init__(self, app: ASGIApp, max_upload: int):
         self.app = app
+        self.max_upload = max_upload
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or not scope["path"].startswith(LIMITED):
             await self.app(scope, receive, send)
             return
-        declared = dict(scope["headers"]).get(b"content-length", b"0")
-        if declared.isdigit() and int(declared[:18]) > MAX_BODY_BYTES:
-            await _refuse(scope, receive, send)
+        headers = dict(scope["headers"])
+        limit = MAX_BODY_BYTES
+        if scope["path"] in UPLOADS and headers.get(b"content-type", b"").startswith(b"multipart/form-data"):
+            limit = self.max_upload + _FORM_BYTES
+        declared = headers.get(b"content-length", b"0")
+        if declared.isdigit() and int(declared[:18]) > limit:
+            await _refuse(scope, receive, send, limit)
             return
         received = 0
         started = False
@@ -32,7 +43,7 @@ class BodyLimit:
             nonlocal received
             message = await receive()
             received += len(message.get("body", b""))
-            if received > MAX_BODY_BYTES:
+            if received > limit:
                 raise _TooLarge
             return message
 
@@ -46,14 +57,14 @@ class BodyLimit:
         except _TooLarge:
             if started:
                 raise
-            await _refuse(scope, receive, send)
+            await _refuse(scope, receive, send, limit)
 
 
 class _TooLarge(Exception):
     pass
 
 
-async def _refuse(scope: Scope, receive: Receive, send: Send) -> None:
+async def _refuse(scope: Scope, receive: Receive, send: Send, limit: int) -> None:
     # Closing while the client still sends would reset the connection, and our answer with it; what it sends is read and
     # thrown away, up to a bound.
     discarded = 0
@@ -63,7 +74,7 @@ async def _refuse(scope: Scope, receive: Receive, send: Send) -> None:
         if part["type"] != "http.request" or not part.get("more_body"):
             break
     scope.setdefault("state", {})["reason"] = "request_too_large"
-    message = f"the body is larger than {MAX_BODY_BYTES >> 20} MiB"
+    message = f"the body is larger than {limit >> 20} MiB"
     body = json.dumps(error_body(message, 413, code="request_too_large")).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     await send({"type": "http.response.start", "status": 413, "headers": [*headers, (b"connection", b"close")]})

@@ -8,14 +8,16 @@ from typing import Any
 from fastapi import APIRouter, Depends, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
 
-from adapters.errors import Forbidden, NotFound
-from adapters.manifest import CONFIG_FILE, MANIFEST_FILE, WEIGHTS_FILE, AdapterVersion
+from adapters.aliases import Alias
+from adapters.errors import BianlianError
+from adapters.manifest import AdapterVersion
 from adapters.registry import BASE_ALIAS
 from adapters.settings import Settings
 from serving.api.auth import Keys
 from serving.api.declared import TEXT, ModelCard, ModelList, Unloaded
 from serving.api.schemas import LoadAdapterRequest, UnloadAdapterRequest
 from serving.chat import ChatService
+from serving.lifecycle import require_under
 
 
 def models_router(chat: ChatService, settings: Settings, keys: Keys, started: int) -> APIRouter:
@@ -50,19 +52,35 @@ def models_router(chat: ChatService, settings: Settings, keys: Keys, started: in
             "effect": asdict(effect) if (effect := chat.effects.get(version.digest)) else None,
         }
 
+    def alias_card(alias: Alias) -> dict[str, Any] | None:
+        """What most users get; None when that is not offered now."""
+        try:
+            root = base_card() if chat.is_base(alias.heaviest) else model_card(alias.heaviest)
+        except BianlianError:
+            return None
+        return root | {"id": alias.name, "targets": [target.model_dump() for target in alias.targets]}
+
+    def model_card(model_id: str) -> dict[str, Any]:
+        return adapter_card(chat.registry.resolve(model_id), model_id)
+
+    def alias_cards() -> list[dict[str, Any]]:
+        return [card for alias in chat.aliases.all() if (card := alias_card(alias))]
+
     @router.get("/v1/models", response_model=None, responses={200: {"model": ModelList}})
     async def list_models() -> Response:
         # In a thread, because it reads the disk for every name; and as it is, because checking a thousand cards against
         # a schema would hold up everybody's tokens.
         versions = await asyncio.to_thread(chat.registry.versions)
         adapters = [adapter_card(version, version.name) for version in versions]
-        return JSONResponse({"object": "list", "data": [base_card(), *adapters]})
+        return JSONResponse({"object": "list", "data": [base_card(), *adapters, *await asyncio.to_thread(alias_cards)]})
 
     @router.get("/v1/models/{model_id:path}", responses={200: {"model": ModelCard}})
     async def get_model(model_id: str) -> dict[str, Any]:
         if model_id in (chat.base.name, BASE_ALIAS):
             return base_card()
-        return adapter_card(chat.registry.resolve(model_id), model_id)
+        if (alias := chat.aliases.get(model_id)) and (card := alias_card(alias)):
+            return card
+        return model_card(model_id)
 
     @router.post(
         "/v1/load_lora_adapter",
@@ -71,7 +89,11 @@ def models_router(chat: ChatService, settings: Settings, keys: Keys, started: in
         dependencies=[Depends(keys.require_admin)],
     )
     async def load_lora_adapter(body: LoadAdapterRequest) -> Response:
-        version = await chat.load(body.lora_name, _allowed(body.lora_path, settings), replace=body.load_inplace)
+        version = await chat.load(
+            body.lora_name,
+            require_under(Path(body.lora_path), [settings.root, *settings.adapter_roots], param="lora_path"),
+            replace=body.load_inplace,
+        )
         effect = chat.effects.get(version.digest)
         warning = f" But it {effect.warning}" if effect and effect.warning else ""
         return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' loaded as {version}.{warning}")
@@ -88,20 +110,3 @@ def models_router(chat: ChatService, settings: Settings, keys: Keys, started: in
         return JSONResponse({"message": message, "bytes_freed": freed})
 
     return router
-
-
-def _allowed(text: str, settings: Settings) -> Path:
-    """The directory, if it and the files in it lie under a configured root once links are resolved; else Forbidden."""
-    try:
-        path = Path(text).expanduser().resolve()
-        files = [path / name for name in (CONFIG_FILE, WEIGHTS_FILE, MANIFEST_FILE)]
-        resolved = [path, *(file.resolve() for file in files if file.exists())]
-    except (OSError, RuntimeError, ValueError) as error:
-        raise NotFound(f"no adapter directory there: {error}", param="lora_path") from error
-    roots = [root.expanduser().resolve() for root in [settings.root, *settings.adapter_roots]]
-    if not all(any(real.is_relative_to(root) for root in roots) for real in resolved):
-        raise Forbidden(
-            f"'{text}' is outside the directories adapters may be loaded from; start with --adapter-root DIR",
-            param="lora_path",
-        )
-    return path

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
+from adapters.aliases import MAX_TARGETS, Alias, AliasTarget
 from adapters.errors import Invalid
 from adapters.registry import BASE_ALIAS
 from adapters.renderer import Message
@@ -222,8 +223,25 @@ class Sampling(Body):
         )
 
 
-class ChatCompletionRequest(Sampling):
+def _single(value: Any) -> Any:
+    """iFlytek's WebSocket clients send their patch id in a list."""
+    return value[0] if isinstance(value, list) and len(value) == 1 else value
+
+
+class AdapterFields(Body):
+    """Who answers, in the words of several servers. What they mean together: serving/api/dialects.py."""
+
     model: str
+    user: str | None = None  # decides what an alias means
+    lora: list[LoraChoice] = Field(default=[], max_length=MAX_BLEND)  # llama.cpp
+    adapter_id: str | None = None  # LoRAX, TGI
+    lora_path: str | None = None  # SGLang: the name under which it was loaded
+    use_adapter: bool | str | None = None  # Unsloth: false is the base
+    lora_id: str | None = None  # iFlytek: "0" is the base
+    patch_id: Annotated[str | None, BeforeValidator(_single)] = None
+
+
+class ChatCompletionRequest(AdapterFields, Sampling):
     messages: list[ChatMessage] = Field(min_length=1)
     max_completion_tokens: int | None = Field(default=None, ge=1)
     n: int = Field(default=1, ge=1, le=MAX_CHOICES)
@@ -231,9 +249,7 @@ class ChatCompletionRequest(Sampling):
     stream_options: StreamOptions | None = None
     logprobs: bool = False
     top_logprobs: int | None = Field(default=None, ge=0, le=MAX_TOP_LOGPROBS)
-    lora: list[LoraChoice] = Field(default=[], max_length=MAX_BLEND)
     # Without effect; docs/api.md says of each why that is no lie. A value that asks for more is refused.
-    user: str | None = None
     safety_identifier: str | None = None
     metadata: dict[str, str] = {}
     store: Literal[False] = False
@@ -262,10 +278,9 @@ class ChatCompletionRequest(Sampling):
         return (self.top_logprobs or 0) if self.logprobs else None
 
 
-class TextCompletionRequest(Sampling):
+class TextCompletionRequest(AdapterFields, Sampling):
     """Continues text as it stands. max_tokens 0 with echo and logprobs scores the prompt."""
 
-    model: str
     prompt: list[str | tuple[int, ...]]  # sent as one text, one list of token ids, or a list of either
     max_tokens: int | None = Field(default=None, ge=0)
     suffix: str | None = None
@@ -275,8 +290,6 @@ class TextCompletionRequest(Sampling):
     logprobs: int | None = Field(default=None, ge=0, le=MAX_TOP_LOGPROBS)
     stream: bool = False
     stream_options: StreamOptions | None = None
-    lora: list[LoraChoice] = Field(default=[], max_length=MAX_BLEND)
-    user: str | None = None
 
     @field_validator("prompt", mode="before")
     @classmethod
@@ -363,6 +376,34 @@ class LoadAdapterRequest(Body):
     lora_name: str
     lora_path: str
     load_inplace: bool = False
+
+
+class AliasRequest(Body):
+    targets: list[AliasTarget] = Field(min_length=1, max_length=MAX_TARGETS)
+
+    @field_validator("targets")
+    @classmethod
+    def distinct(cls, targets: list[AliasTarget]) -> list[AliasTarget]:
+        return Alias.distinct(targets)
+
+
+class PublishRequest(Body):
+    """Where the adapter is: an uploaded archive, or a directory under a root."""
+
+    name: str
+    notes: str = ""
+    file_id: str | None = None
+    path: str | None = None
+
+    @model_validator(mode="after")
+    def one_place(self) -> "PublishRequest":
+        if (self.file_id is None) == (self.path is None):
+            raise ValueError("send either file_id or path")
+        return self
+
+
+class RollbackRequest(Body):
+    version: int | None = Field(default=None, ge=1, lt=10**9)
 
 
 class UnloadAdapterRequest(Body):

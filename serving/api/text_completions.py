@@ -9,6 +9,7 @@ from fastapi import APIRouter, Request, Response
 from adapters.errors import Invalid
 from serving.api.auth import Caller, caller_of
 from serving.api.declared import TextCompletion, answers
+from serving.api.dialects import Blend, chosen
 from serving.api.reply import Reply
 from serving.api.schemas import DEFAULT_TEXT_TOKENS, TextCompletionRequest, check_token_ids
 from serving.chat import Answer, ChatService, Turn
@@ -23,14 +24,14 @@ def text_completions_router(chat: ChatService) -> APIRouter:
 
     @router.post("/v1/completions", response_model=None, responses=answers(TextCompletion))
     async def completions(body: TextCompletionRequest, request: Request) -> Response:
-        answers = await chat.ask_together(_turns(body, chat, caller_of(request)))
+        answers = await chat.ask_together(_turns(body, chat, caller_of(request), chosen(body, request, chat)))
         reply = _TextReply(answers, chat.base.tokenizer, body)
         return await reply.respond(chat, request, stream=body.stream, options=body.stream_options)
 
     return router
 
 
-def _turns(body: TextCompletionRequest, chat: ChatService, caller: Caller) -> list[Turn]:
+def _turns(body: TextCompletionRequest, chat: ChatService, caller: Caller, named: tuple[Blend, str]) -> list[Turn]:
     """n turns a prompt. Choice k of every prompt rolls the dice of seed + k, as it would if it were sent alone."""
     vocab_size = chat.base.model.config.get_text_config().vocab_size
     check_token_ids("prompt", body.prompt, vocab_size)
@@ -46,7 +47,9 @@ def _turns(body: TextCompletionRequest, chat: ChatService, caller: Caller) -> li
             prompt=prompt,
             params=replace(params, seed=params.seed + number),
             max_tokens=DEFAULT_TEXT_TOKENS if body.max_tokens is None else body.max_tokens,
-            blend=tuple((choice.model, choice.scale) for choice in body.lora),
+            blend=named[0],
+            param=named[1],
+            user=body.user or "",
             key=caller.key,
             priority=caller.priority(body.priority),
             choice=number,

@@ -131,6 +131,9 @@ class AdapterBank:
             self._pinned.discard(digest)
             self._trim()
 
+    def is_pinned(self, digest: str) -> bool:
+        return digest in self._pinned
+
     def status(self, digest: str) -> str:
         """ "active" (on the device), "warm" (in host memory) or "cold" (on disk)."""
         return "active" if digest in self._active else "warm" if digest in self._host else "cold"

@@ -1,6 +1,7 @@
 """The store: versions appear whole, names move atomically, nothing is left when something fails."""
 
 import json
+import os
 import threading
 from pathlib import Path
 
@@ -120,3 +121,33 @@ def test_an_export_is_a_plain_peft_directory(
     assert files(tmp_path / "out") == ["adapter_config.json", "adapter_model.safetensors"]
     with pytest.raises(Conflict):
         store.export("face", tmp_path / "out")
+
+
+def test_what_a_killed_process_left_goes_and_what_is_under_way_stays(
+    store: AdapterStore, tiny_adapters: dict[str, Path]
+) -> None:
+    store.publish(tiny_adapters["r2"], "face")
+    for name, age in ((".incoming-old", 1), (".removed-old", 1), (".incoming-now", 0)):
+        (store.root / name).mkdir()
+        if age:
+            os.utime(store.root / name, (0, 0))
+    store.sweep()
+    assert sorted(path.name for path in store.root.iterdir()) == [".incoming-now", "face"]
+    assert store.names() == ["face"]
+
+
+def test_notes_travel_with_a_version_and_what_is_refused_is_not_published(
+    store: AdapterStore, tiny_adapters: dict[str, Path], tmp_path: Path
+) -> None:
+    assert store.publish(tiny_adapters["r2"], "face", notes="第一版").notes == "第一版"
+    store.export("face", tmp_path / "out")
+    assert store.publish(tmp_path / "out", "other").notes == "第一版"
+    with pytest.raises(Invalid, match="the limit is"):
+        store.publish(tiny_adapters["r4"], "face", notes="x" * 5000)
+
+    def refuse(directory: Path) -> None:
+        raise Invalid(f"{directory}: no")
+
+    with pytest.raises(Invalid, match=str(tiny_adapters["r4"])):
+        store.publish(tiny_adapters["r4"], "face", check=refuse)
+    assert store.numbers("face") == [1] and not list(store.root.glob(".incoming-*"))

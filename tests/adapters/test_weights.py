@@ -96,6 +96,17 @@ def test_a_tensor_that_does_not_land_is_an_error(
         ({"alora_invocation_tokens": [1]}, "train plain LoRA"),
         ({"use_qalora": True}, "train plain LoRA"),
         ({"enable_lora": [True, False, True]}, "newer PEFT"),
+        ({"fan_in_fan_out": True}, "fan_in_fan_out is set; it is for bases of Conv1D"),
+        ({"use_newlora": True}, "use_newlora is set, which is not known"),
+        ({"target_modules": ["q_proj"]}, "which target_modules leaves out"),
+        ({"target_modules": "model.layers.0.*"}, "'model.layers.1.mlp.down_proj', which target_modules leaves out"),
+        ({"target_modules": [*tiny.ALL_LINEAR, "lm_head"]}, "covers 'lm_head', but the file holds no LoRA"),
+        ({"target_modules": "("}, "target_modules is no regular expression"),
+        ({"target_modules": r"(?:\w|\W|[a-z]|[_-z]|.)+[A-Z]"}, "takes too long"),
+        ({"target_modules": {"q_proj": 1}}, "target_modules"),
+        ({"layers_to_transform": [1]}, "which layers_to_transform leaves out"),
+        ({"layers_to_transform": [0, 1], "layers_pattern": "blocks"}, "which layers_to_transform leaves out"),
+        ({"exclude_modules": ["down_proj"]}, "which exclude_modules leaves out"),
         ({"r": 3}, "its tensors have 2"),
         ({"r": 2.5}, "valid integer"),
     ],
@@ -139,7 +150,7 @@ def test_files_of_older_versions_of_peft_say_the_same(
     old = tiny.copy(new, tmp_path / "old")
     path = old / "adapter_config.json"
     config = {key: value for key, value in json.loads(path.read_text()).items() if key in OLD_FIELDS}
-    config |= {"r": 4.0, "lora_alpha": 8.0, "fan_in_fan_out": True, "merge_weights": False, "enable_lora": None}
+    config |= {"r": 4.0, "lora_alpha": 8.0, "fan_in_fan_out": False, "merge_weights": False, "enable_lora": None}
     config |= {"target_modules": r".*(q|down)_proj", "inference_mode": True} | ({"use_dora": True} if dora else {})
     path.write_text(json.dumps(config))
     weights = old / "adapter_model.safetensors"

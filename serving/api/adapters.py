@@ -1,0 +1,158 @@
+"""/v1/adapters: versions, where they sit, and what changes that. The rules are serving/lifecycle.py's."""
+
+import asyncio
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from fastapi import APIRouter, Depends, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import ValidationError
+
+from adapters.archive import PICKLES, choose_files, unpack_adapter
+from adapters.manifest import AdapterVersion
+from adapters.settings import Settings
+from serving.api.auth import Keys
+from serving.api.schemas import PublishRequest, RollbackRequest
+from serving.api.uploads import Form, receive_form
+from serving.files import FileStore
+from serving.lifecycle import AdapterInfo, AdapterLifecycle, Published, VersionInfo, require_under
+
+_FORM = {"file": {"type": "string", "format": "binary"}, "name": {"type": "string"}, "notes": {"type": "string"}}
+_FORM_OR_JSON = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {"schema": {"type": "object", "properties": _FORM, "required": ["file", "name"]}},
+            "application/json": {"schema": PublishRequest.model_json_schema()},
+        },
+    }
+}
+
+
+def adapters_router(lifecycle: AdapterLifecycle, files: FileStore, settings: Settings, keys: Keys) -> APIRouter:
+    router = APIRouter()
+    admin = [Depends(keys.require_admin)]
+
+    @router.get("/v1/adapters", response_model=None)
+    async def list_adapters() -> Response:
+        adapters = await asyncio.to_thread(lifecycle.all)  # reads the disk for every version
+        figures = asdict(lifecycle.figures)
+        return JSONResponse({"object": "list", "data": [_card(adapter) for adapter in adapters], "bank": figures})
+
+    @router.get("/v1/adapters/{name}")
+    async def get_adapter(name: str) -> dict[str, Any]:
+        return _card(await asyncio.to_thread(lifecycle.get, name))
+
+    @router.post("/v1/adapters", dependencies=admin, response_model=None, status_code=201, openapi_extra=_FORM_OR_JSON)
+    async def publish(request: Request) -> Response:
+        """A form with the adapter's files or one archive, or JSON that says where they are: `file_id` of an upload,
+        or `path` of a directory under a root."""
+        with files.workspace() as workspace:
+            if request.headers.get("content-type", "").startswith("multipart/form-data"):
+                form = await receive_form(request, workspace)
+                form.require_only({"name", "notes"}, {"file", "files", "files[]"})
+                name, notes = form.text("name"), form.text("notes", "")
+                source, left_out = await asyncio.to_thread(_adapter_in, form, workspace, settings.max_upload_bytes)
+                param = "file"
+            else:
+                body = await _json_body(request)
+                param = "path" if body.file_id is None else "file_id"
+                name, notes, left_out = body.name, body.notes, []
+                if body.file_id is not None:
+                    archive = files.path(body.file_id, "adapter")
+                    source = workspace / "adapter"
+                    source.mkdir()
+                    left_out = (
+                        await asyncio.to_thread(unpack_adapter, archive, source, limit=settings.max_upload_bytes)
+                    ).left_out
+                else:
+                    roots = [settings.root, *settings.adapter_roots]
+                    source = require_under(Path(body.path or ""), roots, param="path")
+            published = await lifecycle.publish(source, name, notes=notes, param=param)
+        return JSONResponse(_published(published, left_out), 201 if published.new else 200)
+
+    @router.post("/v1/adapters/{name}/rollback", dependencies=admin)
+    async def rollback(name: str, body: RollbackRequest | None = None) -> dict[str, Any]:
+        await lifecycle.rollback(name, body.version if body else None)
+        return _card(await asyncio.to_thread(lifecycle.get, name))
+
+    @router.post("/v1/adapters/{reference}/pin", dependencies=admin)
+    async def pin(reference: str) -> dict[str, Any]:
+        return await state(await lifecycle.pin(reference))
+
+    @router.post("/v1/adapters/{reference}/unpin", dependencies=admin)
+    async def unpin(reference: str) -> dict[str, Any]:
+        return await state(lifecycle.unpin(reference))
+
+    @router.post("/v1/adapters/{reference}/warm", dependencies=admin)
+    async def warm(reference: str) -> dict[str, Any]:
+        return await state(await lifecycle.warm(reference))
+
+    @router.delete("/v1/adapters/{reference}", dependencies=admin)
+    async def delete(reference: str, force: bool = False) -> dict[str, Any]:
+        """A whole adapter (`name`) or one version (`name@3`)."""
+        gone, freed = await lifecycle.remove(reference, force=force)
+        versions = [str(version) for version in gone]
+        return {"id": reference, "object": "adapter", "deleted": True, "versions": versions, "bytes_freed": freed}
+
+    async def state(version: AdapterVersion) -> dict[str, Any]:
+        info = await asyncio.to_thread(lifecycle.get, version.name)
+        return next(_version_card(one) for one in info.versions if one.id == str(version))
+
+    return router
+
+
+def _adapter_in(form: Form, workspace: Path, limit: int) -> tuple[Path, list[str]]:
+    """The directory with the adapter that came in a form, and the names of what else did."""
+    target = workspace / "adapter"
+    target.mkdir()
+    if len(form.files) == 1 and not form.files[0].filename.lower().endswith((*PICKLES, ".json", ".safetensors")):
+        return target, unpack_adapter(form.files[0].path, target, limit=limit).left_out
+    contents = choose_files(file.filename for file in form.files)
+    for file in form.files:
+        if file.filename in contents.chosen:
+            file.path.rename(target / contents.chosen[file.filename])
+    return target, contents.left_out
+
+
+async def _json_body(request: Request) -> PublishRequest:
+    try:
+        return PublishRequest.model_validate_json(await request.body())
+    except ValidationError as error:
+        problems = [problem | {"loc": ("body", *problem["loc"])} for problem in error.errors()]
+        raise RequestValidationError(problems) from error
+
+
+def _published(published: Published, left_out: list[str]) -> dict[str, Any]:
+    version, effect = published.version, published.effect
+    said = f"published as {version}" if published.new else f"{version} has the same digest; no new version was made"
+    return {
+        "id": str(version),
+        "object": "adapter.version",
+        "name": version.name,
+        "version": version.number,
+        "digest": version.digest,
+        "new": published.new,
+        "message": said,
+        "warning": f"{version} {effect.warning}" if effect and effect.warning else None,
+        "left_out": [name.encode("utf-8", "backslashreplace").decode() for name in left_out],
+    }
+
+
+def _card(adapter: AdapterInfo) -> dict[str, Any]:
+    """The current version's state on top; all versions below."""
+    now = _version_card(adapter.now) if adapter.now else {}
+    return {
+        "id": adapter.name,
+        "object": "adapter",
+        "current": adapter.current,
+        "source": "path" if adapter.attached else "store",
+        **{key: now.get(key) for key in ("digest", "status", "pinned", "leases", "bytes_in_memory", "effect")},
+        "versions": [_version_card(version) for version in adapter.versions],
+    }
+
+
+def _version_card(version: VersionInfo) -> dict[str, Any]:
+    return {"object": "adapter.version"} | asdict(version)
