@@ -1,13 +1,14 @@
 """One chat turn, for the API and the UI alike: render, lease, submit, stream."""
 
 import asyncio
+import json
 import logging
 import secrets
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -19,8 +20,12 @@ from adapters.registry import BASE_ALIAS, AdapterRegistry, Lease
 from adapters.renderer import ChatRenderer, Message
 from serving.async_engine import AsyncEngine, TokenStream
 from serving.engine.effect import Effect
-from serving.engine.sequence import AdapterMix, Request, SamplingParams, TokenDelta
+from serving.engine.sequence import AdapterMix, FinishReason, Request, SamplingParams, TokenDelta
 from serving.own_thread import on_own_thread
+from serving.parsing.answer import AnswerPlan, check_tools, plan_answer, resolve_thinking, special_tokens
+from serving.parsing.answer_format import AnswerFormat, answer_format
+from serving.parsing.pieces import CallPiece, Pieces, joined
+from serving.parsing.tools import Tools
 
 MAX_SCALE = 2.0
 
@@ -32,7 +37,7 @@ class Turn:
     """What a caller wants answered, and by whom. `blend` names adapters and strengths and replaces the adapter
     that `model` names; `scale` is the strength of the latter. A `prompt`, text or token ids, is continued as it
     stands, instead of messages: no template, no system prompt. `key` and `priority` are the scheduler's: who asks, and
-    how urgently (lower runs earlier)."""
+    how urgently (lower runs earlier). `thinking` None is as the adapter was trained, or else the base is set up."""
 
     model: str
     messages: tuple[Message, ...] = ()
@@ -43,13 +48,24 @@ class Turn:
     prompt: str | tuple[int, ...] | None = None
     key: str = ""
     priority: int = 0
+    tools: Tools | None = None
+    thinking: bool | None = None
+
+
+@dataclass(frozen=True)
+class AnswerDelta(TokenDelta):
+    """`text` is content only: thoughts are in `reasoning`, tool calls in `calls`."""
+
+    reasoning: str = ""
+    calls: tuple[CallPiece, ...] = ()
 
 
 class Answer:
     """A running answer. Iterate inside `async with`; leaving it early stops the work."""
 
-    def __init__(self, model: str, versions: list[AdapterVersion], stream: TokenStream):
+    def __init__(self, model: str, versions: list[AdapterVersion], stream: TokenStream, plan: AnswerPlan):
         self.model = model
+        self._plan = plan
         self.versions = versions  # empty: the base alone
         self.prompt_ids = stream.request.prompt_ids
         self.seed = stream.request.params.seed
@@ -76,8 +92,32 @@ class Answer:
     ) -> None:
         self._stream.abort()
 
-    def __aiter__(self) -> AsyncIterator[TokenDelta]:
-        return aiter(self._stream)
+    def __aiter__(self) -> AsyncIterator[AnswerDelta]:
+        return self._as_it_is() if self._plan.plain else self._as_it_reads()
+
+    async def _as_it_is(self) -> AsyncIterator[AnswerDelta]:
+        async for delta in self._stream:
+            yield _with_pieces(delta, Pieces(delta.text))
+
+    async def _as_it_reads(self) -> AsyncIterator[AnswerDelta]:
+        reader, called = self._plan.reader(), False
+        one_call = self._plan.tools is not None and not self._plan.tools.several
+        async for delta in self._stream:
+            pieces = reader.feed(delta.text)
+            if delta.finish_reason:
+                rest = reader.finish()
+                calls = joined((*pieces.calls, *rest.calls))
+                pieces = Pieces(pieces.content + rest.content, pieces.reasoning + rest.reasoning, calls)
+            called = called or bool(pieces.calls)
+            if one_call and any(piece.index for piece in pieces.calls):
+                # A second one begins, which was not wanted: the answer ends here.
+                first = tuple(piece for piece in pieces.calls if not piece.index)
+                self._stream.abort()
+                yield _with_pieces(replace(delta, finish_reason=FinishReason.TOOL_CALLS), replace(pieces, calls=first))
+                return
+            if called and delta.finish_reason == FinishReason.STOP:
+                delta = replace(delta, finish_reason=FinishReason.TOOL_CALLS)
+            yield _with_pieces(delta, pieces)
 
     def stop(self) -> None:
         """End the answer where it is; its iteration finishes with FinishReason.ABORT."""
@@ -92,6 +132,15 @@ class ChatService:
         self.renderer = renderer
         self.effects: dict[str, Effect] = {}  # by digest; an adapter's is known soon after its first answer
         registry.on_drained = self._free
+
+    @cached_property
+    def answers(self) -> AnswerFormat:
+        """How the base writes thoughts and calls."""
+        return answer_format(self.renderer)
+
+    @cached_property
+    def _marker_tokens(self) -> frozenset[int]:
+        return special_tokens(self.answers, self.base.tokenizer)
 
     async def ask(self, turn: Turn) -> Answer:
         return (await self.ask_together([turn]))[0]
@@ -113,9 +162,9 @@ class ChatService:
                         await on_own_thread(bank.warm, lease.version)
                 bank.require_room([lease.version.digest for lease, _ in leases])
                 # In a thread: tokenising a long conversation takes a while, and other answers are streaming.
-                request = await asyncio.to_thread(self._request, turn, leases)
-                prepared.append((turn, leases, request))
-            all_leases = {request.id: [lease for lease, _ in leases] for _, leases, request in prepared}
+                request, plan = await asyncio.to_thread(self._request, turn, leases)
+                prepared.append((turn, leases, request, plan))
+            all_leases = {request.id: [lease for lease, _ in leases] for _, leases, request, _ in prepared}
 
             def end(request_id: str) -> None:
                 for lease in all_leases[request_id]:
@@ -123,11 +172,11 @@ class ChatService:
                         self.engine.post(partial(self._measure, lease.version))
                     self._end_lease(lease)
 
-            streams = self.engine.submit([request for _, _, request in prepared], end)
+            streams = self.engine.submit([request for _, _, request, _ in prepared], end)
             undo.pop_all()
         return [
-            Answer(self._model_name(turn), [lease.version for lease, _ in leases], stream)
-            for (turn, leases, _), stream in zip(prepared, streams, strict=True)
+            Answer(self._model_name(turn), [lease.version for lease, _ in leases], stream, plan)
+            for (turn, leases, _, plan), stream in zip(prepared, streams, strict=True)
         ]
 
     def default_params(self) -> SamplingParams:
@@ -220,20 +269,41 @@ class ChatService:
                 raise Invalid(f"strength of '{name}' is {scale}; it must be within ±{MAX_SCALE}", param="lora")
         return wanted
 
-    def _request(self, turn: Turn, leases: list[tuple[Lease, float]]) -> Request:
+    def _request(self, turn: Turn, leases: list[tuple[Lease, float]]) -> tuple[Request, AnswerPlan]:
         engine = self.engine.engine
-        if turn.params.grammar:
-            engine.grammars.matcher(turn.params.grammar)  # compiled here, where it holds up nobody else, or refused
         if turn.prompt is None:
-            messages = self._messages(turn, [lease.version for lease, _ in leases])
-            self._check_characters(sum(len(message["content"]) for message in messages), "messages")
-            prompt = self.renderer.prompt_ids(messages)
+            prompt, plan = self._conversation(turn, [lease.version for lease, _ in leases])
             max_tokens = engine.check(len(prompt), turn.max_tokens)
         else:
-            prompt = self._raw_ids(turn.prompt)
+            prompt, plan = self._raw_ids(turn.prompt), AnswerPlan(grammar=turn.params.grammar)
             max_tokens = engine.check(len(prompt), turn.max_tokens, param="prompt")
-        params = replace(turn.params, max_tokens=max_tokens)
-        return Request(uuid.uuid4().hex, tuple(prompt), params, _mix(leases), turn.key, turn.priority)
+        if plan.grammar:
+            engine.grammars.matcher(plan.grammar)  # compiled here, where it holds up nobody else, or refused
+        params = replace(turn.params, max_tokens=max_tokens, grammar=plan.grammar)
+        shown = frozenset() if plan.plain else self._marker_tokens
+        request = Request(uuid.uuid4().hex, tuple(prompt), params, _mix(leases), turn.key, turn.priority, shown)
+        return request, plan
+
+    def _conversation(self, turn: Turn, versions: list[AdapterVersion]) -> tuple[list[int], AnswerPlan]:
+        """The turn's messages as a prompt, and what will answer it."""
+        if turn.tools:
+            check_tools(self.answers, turn.tools)
+        trained = next((v.manifest.thinking for v in versions if v.manifest), self.renderer.thinking)
+        thinks = resolve_thinking(self.answers, turn.thinking, trained)
+        messages = self._messages(turn, versions)
+        offered = turn.tools.functions if turn.tools and turn.tools.choice != "none" else ()
+        declared = [function.declaration for function in offered]
+        self._check_characters(sum(map(_characters, messages)) + len(json.dumps(declared)), "messages")
+        text = self.renderer.prompt_text(messages, tools=declared, thinking=thinks)
+        plan = plan_answer(
+            self.answers,
+            text,
+            thinks=thinks,
+            tools=turn.tools,
+            content=turn.params.grammar,
+            tokenizer=self.base.tokenizer,
+        )
+        return self.renderer.encode(text), plan
 
     def _raw_ids(self, prompt: str | tuple[int, ...]) -> list[int]:
         """A prompt without template, as the tokenizer reads text by itself: special tokens spelled out in it are
@@ -262,6 +332,12 @@ class ChatService:
         if not turn.messages:
             raise Invalid("messages is empty; send at least one", param="messages")
         messages = list(turn.messages)
+        if self.answers.calls is None and any(m["role"] == "tool" or "tool_calls" in m for m in messages):
+            raise Invalid(
+                f"messages has tool calls, which this model cannot read: {self.answers.no_tools}; leave them out",
+                param="messages",
+                code="unsupported_parameter",
+            )
         trained = next((v.manifest.system_prompt for v in versions if v.manifest and v.manifest.system_prompt), None)
         if trained and messages[0]["role"] != "system":
             messages.insert(0, {"role": "system", "content": trained})
@@ -290,6 +366,27 @@ class ChatService:
             self.registry.unless_leased(version, lambda: self.engine.engine.forget_adapter(version.digest))
 
         self.engine.post(forget)
+
+
+def _with_pieces(delta: TokenDelta, pieces: Pieces) -> AnswerDelta:
+    return AnswerDelta(
+        delta.request_id,
+        pieces.content,
+        delta.token_ids,
+        delta.logprobs,
+        delta.prompt_logprobs,
+        delta.finish_reason,
+        delta.cached_tokens,
+        delta.error,
+        pieces.reasoning,
+        pieces.calls,
+    )
+
+
+def _characters(message: Message) -> int:
+    calls = message.get("tool_calls")
+    thoughts = message.get("reasoning_content", "")
+    return len(message["content"]) + len(thoughts) + (len(json.dumps(calls)) if calls else 0)
 
 
 def _mix(leases: list[tuple[Lease, float]]) -> AdapterMix:

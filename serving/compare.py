@@ -11,8 +11,8 @@ from typing import Self
 
 from adapters.errors import Invalid
 from adapters.renderer import Message
-from serving.chat import Answer, ChatService, Turn
-from serving.engine.sequence import FinishReason, SamplingParams, TokenDelta
+from serving.chat import Answer, AnswerDelta, ChatService, Turn
+from serving.engine.sequence import FinishReason, SamplingParams
 
 MAX_LANES = 6
 
@@ -30,6 +30,7 @@ class LaneProgress:
 
     answer: Answer
     text: str = ""
+    reasoning: str = ""
     tokens: int = 0
     first_token_s: float | None = None
     last_token_s: float | None = None
@@ -44,13 +45,14 @@ class LaneProgress:
             return None
         return (self.tokens - 1) / max(self.last_token_s - self.first_token_s, 1e-9)
 
-    def take(self, delta: TokenDelta) -> None:
+    def take(self, delta: AnswerDelta) -> None:
         now = time.perf_counter() - self.started
         if delta.token_ids:
             self.first_token_s = self.first_token_s if self.first_token_s is not None else now
             self.last_token_s = now
             self.tokens += len(delta.token_ids)
         self.text += delta.text
+        self.reasoning += delta.reasoning
         self.finish_reason = delta.finish_reason or self.finish_reason
         self.error = delta.error or self.error
 
@@ -62,7 +64,7 @@ class Comparison:
         self.id = f"cmp-{uuid.uuid4().hex}"
         self.seed = seed
         self.lanes = [LaneProgress(answer) for answer in answers]
-        self._events: asyncio.Queue[tuple[int, TokenDelta]] = asyncio.Queue()
+        self._events: asyncio.Queue[tuple[int, AnswerDelta]] = asyncio.Queue()
         self._readers: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> Self:
@@ -77,10 +79,10 @@ class Comparison:
         for lane in self.lanes:
             lane.answer.stop()
 
-    def __aiter__(self) -> AsyncIterator[tuple[int, TokenDelta]]:
+    def __aiter__(self) -> AsyncIterator[tuple[int, AnswerDelta]]:
         return self._until_all_end()
 
-    async def _until_all_end(self) -> AsyncIterator[tuple[int, TokenDelta]]:
+    async def _until_all_end(self) -> AsyncIterator[tuple[int, AnswerDelta]]:
         open_lanes = len(self.lanes)
         while open_lanes:
             number, delta = await self._events.get()

@@ -41,7 +41,7 @@ def compare_router(chat: ChatService) -> APIRouter:
 
 
 async def _events(running: Comparison) -> AsyncIterator[dict[str, Any]]:
-    """`start` with every lane's model and digest, `delta` with text, `end` with the lane's figures."""
+    """`start` with every lane's model and digest, `reasoning` and `delta` with text, `end` with the lane's figures."""
     async with running:
         for number, lane in enumerate(running.lanes):
             yield {
@@ -54,6 +54,8 @@ async def _events(running: Comparison) -> AsyncIterator[dict[str, Any]]:
                 "seed": running.seed,
             }
         async for number, delta in running:
+            if delta.reasoning:
+                yield {"type": "reasoning", "lane": number, "text": delta.reasoning}
             if delta.text:
                 yield {"type": "delta", "lane": number, "text": delta.text}
             if delta.finish_reason:

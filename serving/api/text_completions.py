@@ -10,9 +10,9 @@ from adapters.errors import Invalid
 from serving.api.auth import Caller, caller_of
 from serving.api.reply import Reply
 from serving.api.schemas import DEFAULT_TEXT_TOKENS, TextCompletionRequest
-from serving.chat import Answer, ChatService, Turn
+from serving.chat import Answer, AnswerDelta, ChatService, Turn
 from serving.engine.detokenizer import Detokenizer
-from serving.engine.sequence import TokenDelta, TokenLogprob
+from serving.engine.sequence import TokenLogprob
 
 _UNFINISHED = "\ufffd"
 
@@ -84,7 +84,7 @@ class _TextReply(Reply):
             return None
         return {"text": self.echoes[index], "logprobs": None}
 
-    def part(self, index: int, delta: TokenDelta) -> dict[str, Any] | None:
+    def part(self, index: int, delta: AnswerDelta) -> dict[str, Any] | None:
         log = self.logs[index]
         text = (self.echoes[index] if delta.prompt_logprobs else "") + delta.text
         if not (text or delta.logprobs or delta.finish_reason):

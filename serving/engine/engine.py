@@ -166,7 +166,9 @@ class Engine:
             self._finish(request.id)
             return TokenDelta(request.id, "", prompt_logprobs=tuple(scores), finish_reason=FinishReason.LENGTH)
         running = self._requests[request.id]
-        detokenizer = running.detokenizer = running.detokenizer or Detokenizer(self.base.tokenizer, request.params.stop)
+        detokenizer = running.detokenizer = running.detokenizer or Detokenizer(
+            self.base.tokenizer, request.params.stop, shown=request.shown_tokens
+        )
         matcher = sequence.matcher
         sequence.tokens.append(sampled.token_id)
         if matcher:

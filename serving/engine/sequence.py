@@ -18,6 +18,7 @@ LOWEST_TEMPERATURE = 1e-5  # below it logits divided by it leave float32's range
 
 class FinishReason(StrEnum):
     STOP = "stop"
+    TOOL_CALLS = "tool_calls"  # as STOP, where what the model said are calls; the engine itself cannot tell
     LENGTH = "length"
     ABORT = "abort"
     ERROR = "error"
@@ -71,6 +72,7 @@ class Request:
     mix: AdapterMix = ()
     key: str = ""  # who asks: requests that wait are served fairly between keys
     priority: int = 0  # lower runs earlier
+    shown_tokens: frozenset[int] = frozenset()  # special tokens that appear in the answer's text; others do not
 
     @property
     def adapters(self) -> frozenset[str]:
