@@ -301,7 +301,7 @@ class ChatService:
             thinks=thinks,
             tools=turn.tools,
             content=turn.params.grammar,
-            tokenizer=self.base.tokenizer,
+            spell=self.engine.engine.grammars.spelled,
         )
         return self.renderer.encode(text), plan
 

@@ -23,10 +23,11 @@ def save_base(
     hidden: int = 64,
     template: str | None = None,
     special_tokens: Sequence[str] = (),
+    tokens: Sequence[str] = (),
 ) -> Path:
     """A random base in float32. Weights are large enough that the next token depends on the whole past."""
     torch.manual_seed(seed)
-    tokenizer = tokenizer_with(template, special_tokens)
+    tokenizer = tokenizer_with(template, special_tokens, tokens)
     config = Qwen3Config(
         vocab_size=len(tokenizer),
         hidden_size=hidden,
@@ -46,9 +47,10 @@ def save_base(
     return directory
 
 
-def tokenizer_with(template: str | None = None, special_tokens: Sequence[str] = ()) -> Any:
-    """The bundled tokenizer, with another chat template and more special tokens if they are given."""
+def tokenizer_with(template: str | None = None, special_tokens: Sequence[str] = (), tokens: Sequence[str] = ()) -> Any:
+    """The bundled tokenizer, with another chat template, more special tokens and more ordinary ones if given."""
     tokenizer = AutoTokenizer.from_pretrained(TOKENIZER)
+    tokenizer.add_tokens(list(tokens))
     if special_tokens:
         tokenizer.add_special_tokens({"additional_special_tokens": list(special_tokens)})
     tokenizer.chat_template = template or tokenizer.chat_template

@@ -105,6 +105,14 @@ class GrammarCompiler:
                     self._compiled.popitem(last=False)
         return Matcher(compiled.deep_copy())
 
+    def spelled(self, marker: str) -> str:
+        """A text as an element of a rule: the token that is spelled so where the parser takes that for a special one,
+        which no text contains. That is its own judgement; `<think>` is one even where the tokenizer says it is not."""
+        added = [token for token, each in self._tokenizer.added_tokens_decoder.items() if str(each) == marker]
+        if added and self._adopt("").is_special_token(added[0]):
+            return f"<[{added[0]}]>"
+        return json.dumps(marker)
+
     def _compile(self, grammar: Grammar) -> "LLMatcher":
         tokenizer = self._adopt(grammar.field_name)
         reason, compiled = self._try(tokenizer, grammar)
@@ -139,7 +147,7 @@ class GrammarCompiler:
                     raise Invalid(
                         f"this model's tokenizer cannot be used for structured output ({_reason(str(error))}); "
                         "ask in the prompt instead",
-                        param=param,
+                        param=param or None,
                         code="unsupported_parameter",
                     ) from error
             return self._adopted

@@ -69,7 +69,7 @@ def plan_answer(
     thinks: bool,
     tools: Tools | None,
     content: Grammar | None,
-    tokenizer: Any,
+    spell: Spell,
 ) -> AnswerPlan:
     """`content` is what the content has to follow, if anything; `tools` must suit the format. Invalid for tools whose
     calls cannot be enforced."""
@@ -81,7 +81,7 @@ def plan_answer(
         calls=form.calls if tools else None,
         tools=tools,
     )
-    return replace(plan, grammar=_grammar(plan, content, _speller(tokenizer)))
+    return replace(plan, grammar=_grammar(plan, content, spell))
 
 
 def special_tokens(form: AnswerFormat, tokenizer: Any) -> frozenset[int]:
@@ -89,11 +89,6 @@ def special_tokens(form: AnswerFormat, tokenizer: Any) -> frozenset[int]:
     return frozenset(
         token for token, added in tokenizer.added_tokens_decoder.items() if added.special and str(added) in form.markers
     )
-
-
-def _speller(tokenizer: Any) -> Spell:
-    special = {str(added): token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
-    return lambda marker: f"<[{special[marker]}]>" if marker in special else json.dumps(marker)
 
 
 def _enforced(tools: Tools) -> bool:
@@ -129,13 +124,15 @@ def _grammar(plan: AnswerPlan, content: Grammar | None, spell: Spell) -> Grammar
 
 def _thoughts_first(body: str, marks: ReasoningMarks, spell: Spell, *, inside: bool) -> str:
     """Thoughts are any text up to their closing mark; where the prompt has not begun them they may be left out."""
-    special = spell(marks.closing) != json.dumps(marks.closing)
-    if special:
+    closing = _pattern(marks.closing)
+    if spell(marks.closing) != json.dumps(marks.closing):
         opening = "" if inside else spell(marks.opening)
-        thoughts = f"thoughts: {opening} THOUGHTS {spell(marks.closing)}\nTHOUGHTS: /(?s:.*)/\n"
+        thoughts = (
+            f"thoughts: {opening} THOUGHTS {spell(marks.closing)}\nTHOUGHTS: /(?s:.*)/ & ~/(?s:.*){closing}(?s:.*)/\n"
+        )
     else:
         opening = "" if inside else _pattern(marks.opening)
-        thoughts = f"thoughts[lazy]: /{opening}(?s:.*){_pattern(marks.closing)}/\n"
+        thoughts = f"thoughts[lazy]: /{opening}(?s:.*){closing}/\n"
     first = "thoughts after_thoughts" if inside else "(thoughts after_thoughts)?"
     return f"start: {first} {body}\n{thoughts}{_AFTER_THOUGHTS}"
 

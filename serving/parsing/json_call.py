@@ -18,9 +18,12 @@ class ObjectSpan:
     def __init__(self, start: int):
         self._at = start
         self._depth = 0
+        self._closed = False
 
     def end(self, text: str) -> int | None:
         """Past its closing brace; None while it is open."""
+        if self._closed:
+            return self._at
         while found := _STRUCTURE.search(text, self._at):
             if found[0] == '"':
                 string = _STRING_END.match(text, found.end())
@@ -32,6 +35,7 @@ class ObjectSpan:
             self._at = found.end()
             self._depth += 1 if found[0] in "{[" else -1
             if self._depth <= 0:
+                self._closed = True
                 return self._at
         self._at = len(text)
         return None

@@ -21,11 +21,8 @@ def marked_rules(
 
 def offered_rules(opening: str, spell: Spell) -> str:
     """`offered`: text and, after each marker, a `call_body`."""
-    if spell(opening) != json.dumps(opening):  # a special token, which no text contains
-        return f"offered: FREE_TEXT ({spell(opening)} call_body FREE_TEXT)*\nFREE_TEXT: /(?s:.*)/\n"
     pattern = re.escape(opening).replace("/", "\\/")
-    return (
-        "offered: (up_to_call call_body)* FREE_TEXT\n"
-        f"up_to_call[lazy]: /(?s:.*){pattern}/\n"
-        f"FREE_TEXT: /(?s:.*)/ & ~/(?s:.*){pattern}(?s:.*)/\n"
-    )
+    free = f"FREE_TEXT: /(?s:.*)/ & ~/(?s:.*){pattern}(?s:.*)/\n"
+    if spell(opening) != json.dumps(opening):  # a special token, which ends any text
+        return f"offered: FREE_TEXT ({spell(opening)} call_body FREE_TEXT)*\n{free}"
+    return f"offered: (up_to_call call_body)* FREE_TEXT\nup_to_call[lazy]: /(?s:.*){pattern}/\n{free}"

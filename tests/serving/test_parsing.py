@@ -114,6 +114,8 @@ def test_calls_are_read_whatever_pieces_they_come_in(name: str, live: bool) -> N
             content, _, calls = read(reader_of(name, live=live), pieces)
             assert content == ""
             assert [(called, json.loads(arguments)) for called, arguments in calls] == [("weather", ARGUMENTS)] * count
+            if name in ("hermes", "llama", "mistral", "mistral_named"):
+                assert {arguments for _, arguments in calls} == {SPELLED}, "as they were written"
 
 
 @pytest.mark.parametrize("name", ["hermes", "llama", "mistral", "mistral_named"])
