@@ -22,7 +22,7 @@ from serving.async_engine import AsyncEngine, TokenStream
 from serving.engine.effect import Effect
 from serving.engine.sequence import AdapterMix, FinishReason, Request, SamplingParams, TokenDelta
 from serving.own_thread import on_own_thread
-from serving.parsing.answer import AnswerPlan, check_tools, plan_answer, resolve_thinking, special_tokens
+from serving.parsing.answer import AnswerPlan, check_tools, hidden_tokens, plan_answer, resolve_thinking
 from serving.parsing.answer_format import AnswerFormat, answer_format
 from serving.parsing.pieces import CallPiece, Pieces, joined
 from serving.parsing.tools import Tools
@@ -115,7 +115,7 @@ class Answer:
                 self._stream.abort()
                 yield _with_pieces(replace(delta, finish_reason=FinishReason.TOOL_CALLS), replace(pieces, calls=first))
                 return
-            if called and delta.finish_reason == FinishReason.STOP:
+            if called and not reader.cut and delta.finish_reason == FinishReason.STOP:
                 delta = replace(delta, finish_reason=FinishReason.TOOL_CALLS)
             yield _with_pieces(delta, pieces)
 
@@ -139,8 +139,8 @@ class ChatService:
         return answer_format(self.renderer)
 
     @cached_property
-    def _marker_tokens(self) -> frozenset[int]:
-        return special_tokens(self.answers, self.base.tokenizer)
+    def _hidden_tokens(self) -> frozenset[int] | None:
+        return hidden_tokens(self.answers, self.base.tokenizer)
 
     async def ask(self, turn: Turn) -> Answer:
         return (await self.ask_together([turn]))[0]
@@ -280,8 +280,8 @@ class ChatService:
         if plan.grammar:
             engine.grammars.matcher(plan.grammar)  # compiled here, where it holds up nobody else, or refused
         params = replace(turn.params, max_tokens=max_tokens, grammar=plan.grammar)
-        shown = frozenset() if plan.plain else self._marker_tokens
-        request = Request(uuid.uuid4().hex, tuple(prompt), params, _mix(leases), turn.key, turn.priority, shown)
+        hidden = None if plan.plain else self._hidden_tokens
+        request = Request(uuid.uuid4().hex, tuple(prompt), params, _mix(leases), turn.key, turn.priority, hidden)
         return request, plan
 
     def _conversation(self, turn: Turn, versions: list[AdapterVersion]) -> tuple[list[int], AnswerPlan]:

@@ -12,12 +12,12 @@ class Detokenizer:
     """One request's text. Decodes a short window of recent tokens at each step, so its cost does not grow."""
 
     def __init__(
-        self, tokenizer: Any, stop: Sequence[str], *, show_special: bool = False, shown: frozenset[int] = frozenset()
+        self, tokenizer: Any, stop: Sequence[str], *, show_special: bool = False, hidden: frozenset[int] | None = None
     ):
-        """Special tokens are left out of the text, but for those `shown`; with `show_special` none is."""
+        """Special tokens are left out of the text: those in `hidden` if it is given, none with `show_special`."""
         self.tokenizer = tokenizer
         self.show_special = show_special
-        self._hidden = frozenset(tokenizer.all_special_ids) - shown if shown else None
+        self._hidden = hidden
         self.stop = [s for s in stop if s]
         self.stopped = False
         self._tokens: list[int] = []

@@ -167,7 +167,7 @@ class Engine:
             return TokenDelta(request.id, "", prompt_logprobs=tuple(scores), finish_reason=FinishReason.LENGTH)
         running = self._requests[request.id]
         detokenizer = running.detokenizer = running.detokenizer or Detokenizer(
-            self.base.tokenizer, request.params.stop, shown=request.shown_tokens
+            self.base.tokenizer, request.params.stop, hidden=request.hidden_tokens
         )
         matcher = sequence.matcher
         sequence.tokens.append(sampled.token_id)

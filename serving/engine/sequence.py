@@ -72,7 +72,7 @@ class Request:
     mix: AdapterMix = ()
     key: str = ""  # who asks: requests that wait are served fairly between keys
     priority: int = 0  # lower runs earlier
-    shown_tokens: frozenset[int] = frozenset()  # special tokens that appear in the answer's text; others do not
+    hidden_tokens: frozenset[int] | None = None  # special tokens left out of the answer's text; None: all there are
 
     @property
     def adapters(self) -> frozenset[str]:

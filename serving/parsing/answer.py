@@ -54,6 +54,11 @@ class AnswerReader:
         pieces = self._thoughts.finish() if self._thoughts else Pieces()
         return self._read_calls(pieces, final=True)
 
+    @property
+    def cut(self) -> bool:
+        """Whether the answer ended inside a call that has been passed on."""
+        return self._calls is not None and self._calls.cut
+
     def _read_calls(self, pieces: Pieces, *, final: bool) -> Pieces:
         if self._calls is None:
             return pieces
@@ -84,11 +89,12 @@ def plan_answer(
     return replace(plan, grammar=_grammar(plan, content, spell))
 
 
-def special_tokens(form: AnswerFormat, tokenizer: Any) -> frozenset[int]:
-    """Special tokens that mark thoughts and calls: their text has to be read."""
-    return frozenset(
-        token for token, added in tokenizer.added_tokens_decoder.items() if added.special and str(added) in form.markers
-    )
+def hidden_tokens(form: AnswerFormat, tokenizer: Any) -> frozenset[int] | None:
+    """Special tokens that say nothing about the answer, None when that is all of them: the text of those that mark
+    thoughts and calls has to be read."""
+    special = {token: str(added) for token, added in tokenizer.added_tokens_decoder.items() if added.special}
+    hidden = frozenset(token for token, text in special.items() if text not in form.markers)
+    return hidden if len(hidden) < len(special) else None
 
 
 def _enforced(tools: Tools) -> bool:

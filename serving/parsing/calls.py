@@ -38,6 +38,7 @@ class CallReader(ABC):
     def __init__(self, functions: Sequence[Function], *, live: bool):
         self.functions = {function.name: function for function in functions}
         self.live = live
+        self.cut = False  # the answer ended inside a call that has been passed on
         self._text = ""  # not yet decided
         self._call: Call | None = None  # what `_text` begins with
         self._told = -1  # characters of its arguments that were passed on; -1: not even its name
@@ -94,7 +95,7 @@ class CallReader(ABC):
             if self._told < 0:
                 self._reject()
                 return True
-            self._text = ""  # cut off by its length; what there was of it has been passed on
+            self._text, self.cut = "", True  # by its length; what there was of it has been passed on
             return False
         if end is None and not self.live:
             return False
