@@ -1,6 +1,8 @@
 """Thoughts and tool calls read from an answer's text, however it is cut into pieces."""
 
 import json
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -103,6 +105,35 @@ def test_what_a_template_lacks_is_found_too() -> None:
     switched, begun = format_of(templates.SWITCHED), format_of(templates.BEGUN)
     assert switched.reasoning == begun.reasoning == KNOWN_MARKS[0]
     assert switched.switchable and not begun.switchable
+
+
+# Published templates as TRL brings them along; it is not imported, which would take seconds.
+[TRL] = find_spec("trl").submodule_search_locations
+
+
+@pytest.mark.parametrize(
+    ("template", "calls", "thinks", "switchable"),
+    [
+        ("qwen2_5", Hermes, False, False),
+        ("qwen3", Hermes, True, True),
+        ("qwen3_instruct_2507", Hermes, False, False),
+        ("qwen3_6", QwenCoder, True, True),
+        ("glm4moe", GLM, True, True),
+        ("llama3_1", Llama, False, False),
+        ("deepseek_r1_distill", type(None), True, False),
+        ("gemma", type(None), False, False),
+    ],
+)
+def test_published_templates_are_understood(
+    template: str, calls: type[CallFormat], thinks: bool, switchable: bool
+) -> None:
+    tokenizer = tiny.tokenizer_with(
+        (Path(TRL) / "chat_templates" / f"{template}.jinja").read_text(), special_tokens=["<|eot_id|>"]
+    )
+    stops = frozenset([tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<|eot_id|>")])
+    found = answer_format(ChatRenderer(tokenizer, stops))
+    assert isinstance(found.calls, calls)
+    assert (found.reasoning is not None, found.switchable) == (thinks, switchable)
 
 
 @pytest.mark.parametrize("live", [False, True])

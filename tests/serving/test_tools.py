@@ -2,6 +2,7 @@
 calls, and a bias ends the thoughts; what models say of themselves is read in test_parsing."""
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any, Literal
@@ -206,6 +207,46 @@ def test_a_model_left_alone_answers_as_it_does_without_tools_in_the_way(serve: S
         assert "".join(chunk.choices[0].delta.content or "" for chunk in stream) == reply.message.content
 
 
+@pytest.mark.parametrize("name", templates.TOOLS)
+def test_strict_functions_leave_text_alone_in_every_format(serve: Serve, name: str) -> None:
+    reply = complete(serve(name), tools=TOOLS, max_tokens=6, temperature=0).choices[0]
+    free = complete(serve(name), tools=LOOSE, max_tokens=6, temperature=0).choices[0]
+    assert reply.message.content == free.message.content
+
+
+def test_what_begins_as_a_call_of_a_strict_function_ends_as_one(serve: Serve) -> None:
+    server = serve("glm")
+    begin = {str(server.services.base.tokenizer.convert_tokens_to_ids("<tool_call>")): 100}
+    choice = complete(server, tools=TOOLS, logit_bias=begin, parallel_tool_calls=False).choices[0]
+    assert choice.finish_reason == "tool_calls" and len(checked(choice.message.tool_calls)) == 1
+
+
+def test_calls_the_model_makes_by_itself_are_told_from_text(serve: Serve) -> None:
+    """Here a regular expression stands for a model that knows how."""
+    server = serve("hermes")
+    call = '<tool_call>\n{"name": "Stop", "arguments": {"why": "done"}}\n</tool_call>'
+    spoken = {
+        f"Sure.\n{call}": ("Sure.", 1, "tool_calls"),
+        f"Both:\n{call}\n{call}\n": ("Both:", 2, "tool_calls"),
+        "Oh, <tool_call>{oops}</tool_call>": ("Oh, <tool_call>{oops}</tool_call>", 0, "stop"),
+    }
+    for text, (content, count, reason) in spoken.items():
+        # The expression and calls are alternatives; the bias chooses the former.
+        [first] = server.services.base.tokenizer.encode(text[0], add_special_tokens=False)
+        pattern = re.escape(text).replace("\\\n", "\\n")
+        forced = {"extra_body": {"guided_regex": pattern}, "logit_bias": {str(first): 100}}
+        choice = complete(server, **forced).choices[0]
+        assert (choice.message.content, choice.finish_reason) == (content, reason)
+        assert len(checked(choice.message.tool_calls or [])) == count
+        streamed, names = "", []
+        for chunk in complete(server, **forced, stream=True):
+            streamed += chunk.choices[0].delta.content or ""
+            names += [piece.function.name for piece in chunk.choices[0].delta.tool_calls or [] if piece.id]
+        assert (streamed, len(names)) == (content, count)
+        alone = complete(server, **forced, parallel_tool_calls=False).choices[0]
+        assert len(alone.message.tool_calls or []) == min(count, 1) and alone.finish_reason == reason
+
+
 def test_several_calls_in_one_answer(serve: Serve) -> None:
     """An answer that may not end goes on with another call, unless the caller wants only one."""
     server = serve("glm")
@@ -272,6 +313,15 @@ CALLED = {"role": "assistant", "tool_calls": [{"id": "a", "type": "function", "f
 def test_what_cannot_be_is_refused_by_name(serve: Serve, body: dict[str, Any], param: str | None, words: str) -> None:
     found, message = refused(serve("hermes"), **body)
     assert found == param and words in message
+
+
+def test_schemas_nested_beyond_reason_are_refused(serve: Serve) -> None:
+    deep = '{"items": ' * 3000 + "{}" + "}" * 3000
+    tool = f'{{"type": "function", "function": {{"name": "f", "parameters": {deep}}}}}'
+    body = f'{{"model": "tiny", "messages": {json.dumps(QUESTION)}, "tool_choice": "required", "tools": [{tool}]}}'
+    headers = {"content-type": "application/json"}
+    reply = httpx.post(f"{serve('hermes').url}/v1/chat/completions", content=body, headers=headers)
+    assert reply.status_code == 400 and "error" in reply.json()
 
 
 @pytest.mark.parametrize("surrogate", ["\\ud800"])
