@@ -105,6 +105,7 @@ async def compare(
     max_tokens: int | None = None,
     key: str = "",
     priority: int = 0,
+    thinking: bool | None = None,
 ) -> Comparison:
     """Start one answer a lane, all in the same step. `conversations[i]` is what lane i has seen so far, the new
     question last; in a first turn they are all the same. Every lane uses `params.seed`."""
@@ -119,6 +120,7 @@ async def compare(
             scale=lane.scale,
             key=key,
             priority=priority,
+            thinking=thinking,
         )
         for lane, messages in zip(lanes, conversations, strict=True)
     ]

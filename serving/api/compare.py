@@ -34,6 +34,7 @@ def compare_router(chat: ChatService) -> APIRouter:
             max_tokens=body.max_tokens,
             key=caller.key,
             priority=caller.priority(body.priority),
+            thinking=body.thinking,
         )
         return event_stream(_events(running), {"x-bianlian-comparison": running.id})
 

@@ -22,6 +22,14 @@ MAX_PRIORITY = 100
 MAX_TOOLS = 128  # as OpenAI has it
 
 
+class Misfit(ValueError):
+    """A field that does not go with the others."""
+
+    def __init__(self, message: str, param: str):
+        super().__init__(message)
+        self.param = param
+
+
 class Body(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
@@ -366,9 +374,10 @@ class ChatCompletionRequest(Sampling):
         called: set[str] = set()
         for number, message in enumerate(self.messages):
             if message.tool_call_id is not None and message.tool_call_id not in called:
-                raise ValueError(
-                    f"messages.{number}.tool_call_id is '{message.tool_call_id}', which no assistant message before it "
-                    "has in its tool_calls"
+                field = f"messages.{number}.tool_call_id"
+                raise Misfit(
+                    f"{field} is '{message.tool_call_id}', which no assistant message before it has in its tool_calls",
+                    field,
                 )
             called |= {call.id for call in message.tool_calls or []}
         return self
@@ -376,7 +385,7 @@ class ChatCompletionRequest(Sampling):
     @model_validator(mode="after")
     def tools_agree(self) -> "ChatCompletionRequest":
         if self.tools is None and self.tool_choice not in (None, "none", "auto"):
-            raise ValueError("tool_choice asks for a call, but there are no tools")
+            raise Misfit("tool_choice asks for a call, but there are no tools", "tool_choice")
         return self
 
     @model_validator(mode="after")
@@ -389,7 +398,7 @@ class ChatCompletionRequest(Sampling):
         }
         given = {name: value for name, value in sent.items() if value is not None}
         if len(set(given.values())) > 1:
-            raise ValueError(f"{' and '.join(given)} contradict each other; send one of them")
+            raise Misfit(f"{' and '.join(given)} contradict each other; send one of them", next(iter(given)))
         return self
 
     @property
@@ -471,6 +480,7 @@ class LaneChoice(Body):
 class CompareRequest(Sampling):
     messages: list[ChatMessage] = Field(min_length=1)
     lanes: list[LaneChoice] = Field(min_length=1)
+    thinking: bool | None = None
 
 
 class LoadAdapterRequest(Body):

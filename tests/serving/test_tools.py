@@ -300,10 +300,14 @@ CALLED = {"role": "assistant", "tool_calls": [{"id": "a", "type": "function", "f
         ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools.0.function.name", "match"),
         ({"tools": LOOSE, "tool_choice": NAMED}, "tool_choice", "Elsewhere"),
         ({"tools": LOOSE, "tool_choice": "sometimes"}, "tool_choice", "'required'"),
-        ({"tool_choice": "required"}, None, "no tools"),
+        ({"tool_choice": "required"}, "tool_choice", "no tools"),
         ({"tools": BAD_SCHEMA, "tool_choice": "required"}, "tools.0.function.parameters", '"not"'),
         ({"functions": []}, "functions", "not supported"),
-        ({"messages": [*QUESTION, {"role": "tool", "tool_call_id": "a", "content": "x"}]}, None, "messages.1"),
+        (
+            {"messages": [*QUESTION, {"role": "tool", "tool_call_id": "a", "content": "x"}]},
+            "messages.1.tool_call_id",
+            "no assistant",
+        ),
         ({"messages": [*QUESTION, {"role": "tool", "content": "x"}]}, "messages.1", "tool_call_id"),
         ({"messages": [*QUESTION, CALLED]}, "messages.1.tool_calls.0.function.arguments", "required"),
         ({"thinking": True}, "thinking", "no place for thoughts"),
@@ -367,7 +371,8 @@ def test_the_switch_is_one_for_prompt_and_answer(serve: Serve) -> None:
     ],
 )
 def test_contradictions_about_thinking_are_errors(serve: Serve, body: dict[str, Any], words: str) -> None:
-    assert words in refused(serve("switched"), **body)[1]
+    param, message = refused(serve("switched"), **body)
+    assert words in message and param and param.split(".")[0] in body
 
 
 def test_thinking_that_has_no_switch_cannot_be_turned_off(serve: Serve) -> None:
@@ -445,6 +450,9 @@ def test_compare_tells_thoughts_from_content(serve: Serve) -> None:
         events = [json.loads(line[6:]) for line in reply.iter_lines() if line.startswith("data: {")]
     kinds = {event["type"] for event in events}
     assert "reasoning" in kinds and "delta" not in kinds
+    seen = prompts_of(serve("switched"))
+    httpx.post(f"{serve('switched').url}/v1/compare", json={**body, "thinking": True}).raise_for_status()
+    assert not seen[0].endswith("</think>\n\n")
 
 
 # Grammars that used to break in the middle of an answer.
