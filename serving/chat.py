@@ -1,6 +1,7 @@
 """One chat turn, for the API and the UI alike: render, lease, submit, stream."""
 
 import asyncio
+import json
 import logging
 import secrets
 import time
@@ -8,7 +9,7 @@ import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -21,9 +22,13 @@ from adapters.registry import BASE_ALIAS, AdapterRegistry, Lease
 from adapters.renderer import ChatRenderer, Message
 from serving.async_engine import AsyncEngine, TokenStream
 from serving.engine.effect import Effect
-from serving.engine.sequence import AdapterMix, Request, SamplingParams, TokenDelta
+from serving.engine.sequence import AdapterMix, FinishReason, Request, SamplingParams, TokenDelta
 from serving.figures import Progress
 from serving.own_thread import on_own_thread
+from serving.parsing.answer import AnswerPlan, check_tools, hidden_tokens, plan_answer, resolve_thinking
+from serving.parsing.answer_format import AnswerFormat, answer_format
+from serving.parsing.pieces import CallPiece, Pieces, joined
+from serving.parsing.tools import Tools
 from serving.rate_limits import RateLimiter
 from serving.request_record import current_record, note_answers
 from serving.usage import Usage, UsageLedger
@@ -40,7 +45,8 @@ class Turn:
     stands, instead of messages: no template, no system prompt. `key` says who asks, for limits, usage and fair
     waiting; `priority` how urgently (lower runs earlier). `choice` counts the n answers to one prompt: only the first
     is a request, and has prompt tokens, to limits and usage. `user` is who the caller asks for: it, or else the key,
-    decides what an alias means. `param` is the input that named the adapters, for errors."""
+    decides what an alias means. `param` is the input that named the adapters, for errors.
+    `thinking` None is as the adapter was trained, or else the base is set up."""
 
     model: str
     messages: tuple[Message, ...] = ()
@@ -54,13 +60,24 @@ class Turn:
     choice: int = 0
     user: str = ""
     param: str = "model"
+    tools: Tools | None = None
+    thinking: bool | None = None
+
+
+@dataclass(frozen=True)
+class AnswerDelta(TokenDelta):
+    """`text` is content only: thoughts are in `reasoning`, tool calls in `calls`."""
+
+    reasoning: str = ""
+    calls: tuple[CallPiece, ...] = ()
 
 
 class Answer:
     """A running answer. Iterate inside `async with`; leaving it early stops the work."""
 
-    def __init__(self, model: str, base: str, versions: list[AdapterVersion], stream: TokenStream):
+    def __init__(self, model: str, base: str, versions: list[AdapterVersion], stream: TokenStream, plan: AnswerPlan):
         self.model = model  # as it was asked for
+        self._plan = plan
         self.versions = versions  # empty: the base alone
         self._base = base
         self.prompt_ids = stream.request.prompt_ids
@@ -89,8 +106,32 @@ class Answer:
     ) -> None:
         self._stream.abort()
 
-    def __aiter__(self) -> AsyncIterator[TokenDelta]:
-        return aiter(self._stream)
+    def __aiter__(self) -> AsyncIterator[AnswerDelta]:
+        return self._as_it_is() if self._plan.plain else self._as_it_reads()
+
+    async def _as_it_is(self) -> AsyncIterator[AnswerDelta]:
+        async for delta in self._stream:
+            yield _with_pieces(delta, Pieces(delta.text))
+
+    async def _as_it_reads(self) -> AsyncIterator[AnswerDelta]:
+        reader, called = self._plan.reader(), False
+        one_call = self._plan.tools is not None and not self._plan.tools.several
+        async for delta in self._stream:
+            pieces = reader.feed(delta.text)
+            if delta.finish_reason:
+                rest = reader.finish()
+                calls = joined((*pieces.calls, *rest.calls))
+                pieces = Pieces(pieces.content + rest.content, pieces.reasoning + rest.reasoning, calls)
+            called = called or bool(pieces.calls)
+            if one_call and any(piece.index for piece in pieces.calls):
+                # A second one begins, which was not wanted: the answer ends here.
+                first = tuple(piece for piece in pieces.calls if not piece.index)
+                self._stream.abort()
+                yield _with_pieces(replace(delta, finish_reason=FinishReason.TOOL_CALLS), replace(pieces, calls=first))
+                return
+            if called and not reader.cut and delta.finish_reason == FinishReason.STOP:
+                delta = replace(delta, finish_reason=FinishReason.TOOL_CALLS)
+            yield _with_pieces(delta, pieces)
 
     def stop(self) -> None:
         """End the answer where it is; its iteration finishes with FinishReason.ABORT."""
@@ -108,6 +149,15 @@ class ChatService:
         self.aliases = AliasStore(registry.store)
         self.effects: dict[str, Effect] = {}  # by digest; an adapter's is known soon after its first answer
         registry.on_drained = self._free
+
+    @cached_property
+    def answers(self) -> AnswerFormat:
+        """How the base writes thoughts and calls."""
+        return answer_format(self.renderer)
+
+    @cached_property
+    def _hidden_tokens(self) -> frozenset[int] | None:
+        return hidden_tokens(self.answers, self.base.tokenizer)
 
     async def ask(self, turn: Turn) -> Answer:
         return (await self.ask_together([turn]))[0]
@@ -134,9 +184,9 @@ class ChatService:
                         await on_own_thread(bank.warm, lease.version)
                 bank.require_room([lease.version.digest for lease, _ in leases])
                 # In a thread: tokenising a long conversation takes a while, and other answers are streaming.
-                request = await asyncio.to_thread(self._request, turn, leases, arrived_s)
-                prepared.append((turn, leases, request))
-            all_leases = {request.id: [lease for lease, _ in leases] for _, leases, request in prepared}
+                request, plan = await asyncio.to_thread(self._request, turn, leases, arrived_s)
+                prepared.append((turn, leases, request, plan))
+            all_leases = {request.id: [lease for lease, _ in leases] for _, leases, request, _ in prepared}
 
             def end(request_id: str) -> None:
                 for lease in all_leases[request_id]:
@@ -144,17 +194,17 @@ class ChatService:
                         self.engine.post(partial(self._measure, lease.version))
                     self._end_lease(lease)
 
-            self._take_from_limits([(turn, request) for turn, _, request in prepared], undo)
-            counted = {request.id: (turn, self._label(leases, request)) for turn, leases, request in prepared}
+            self._take_from_limits([(turn, request) for turn, _, request, _ in prepared], undo)
+            counted = {request.id: (turn, self._label(leases, request)) for turn, leases, request, _ in prepared}
             streams = self.engine.submit(
-                [request for _, _, request in prepared],
+                [request for _, _, request, _ in prepared],
                 end,
                 lambda stream: self._count(stream, *counted[stream.request.id]),
             )
             undo.pop_all()
         answers = [
-            Answer(self._model_name(turn), self.base.name, _taking_part(leases, stream.request), stream)
-            for (turn, leases, _), stream in zip(prepared, streams, strict=True)
+            Answer(self._model_name(turn), self.base.name, _taking_part(leases, stream.request), stream, plan)
+            for (turn, leases, _, plan), stream in zip(prepared, streams, strict=True)
         ]
         note_answers(answers)
         return answers
@@ -315,21 +365,20 @@ class ChatService:
                 raise Invalid(f"strength of '{name}' is {scale}; it must be within ±{MAX_SCALE}", param="lora")
         return [(name, scale) for name, scale in wanted if not self.is_base(name)]
 
-    def _request(self, turn: Turn, leases: list[tuple[Lease, float]], arrived_s: float) -> Request:
+    def _request(self, turn: Turn, leases: list[tuple[Lease, float]], arrived_s: float) -> tuple[Request, AnswerPlan]:
         engine = self.engine.engine
-        if turn.params.grammar:
-            engine.grammars.matcher(turn.params.grammar)  # compiled here, where it holds up nobody else, or refused
         if turn.prompt is None:
-            messages = self._messages(turn, [lease.version for lease, _ in leases])
-            self._check_characters(sum(len(message["content"]) for message in messages), "messages")
-            prompt = self.renderer.prompt_ids(messages)
+            prompt, plan = self._conversation(turn, [lease.version for lease, _ in leases])
             max_tokens = engine.check(len(prompt), turn.max_tokens)
         else:
-            prompt = self._raw_ids(turn.prompt)
+            prompt, plan = self._raw_ids(turn.prompt), AnswerPlan(grammar=turn.params.grammar)
             max_tokens = engine.check(len(prompt), turn.max_tokens, param="prompt")
-        params = replace(turn.params, max_tokens=max_tokens)
+        if plan.grammar:
+            engine.grammars.matcher(plan.grammar)  # compiled here, where it holds up nobody else, or refused
+        params = replace(turn.params, max_tokens=max_tokens, grammar=plan.grammar)
+        hidden = None if plan.plain else self._hidden_tokens
         name = "+".join(dict.fromkeys(lease.version.name for lease, _ in leases)) or self.base.name
-        return Request(
+        request = Request(
             _request_id(),
             tuple(prompt),
             params,
@@ -338,7 +387,30 @@ class ChatService:
             turn.priority,
             adapter=name,
             arrived_s=arrived_s,
+            hidden_tokens=hidden,
         )
+        return request, plan
+
+    def _conversation(self, turn: Turn, versions: list[AdapterVersion]) -> tuple[list[int], AnswerPlan]:
+        """The turn's messages as a prompt, and what will answer it."""
+        if turn.tools:
+            check_tools(self.answers, turn.tools)
+        trained = next((v.manifest.thinking for v in versions if v.manifest), self.renderer.thinking)
+        thinks = resolve_thinking(self.answers, turn.thinking, trained)
+        messages = self._messages(turn, versions)
+        offered = turn.tools.functions if turn.tools and turn.tools.choice != "none" else ()
+        declared = [function.declaration for function in offered]
+        self._check_characters(sum(map(_characters, messages)) + len(json.dumps(declared)), "messages")
+        text = self.renderer.prompt_text(messages, tools=declared, thinking=thinks)
+        plan = plan_answer(
+            self.answers,
+            text,
+            thinks=thinks,
+            tools=turn.tools,
+            content=turn.params.grammar,
+            spell=self.engine.engine.grammars.spelled,
+        )
+        return self.renderer.encode(text), plan
 
     def _raw_ids(self, prompt: str | tuple[int, ...]) -> list[int]:
         """A prompt without template, as the tokenizer reads text by itself: special tokens spelled out in it are
@@ -367,6 +439,12 @@ class ChatService:
         if not turn.messages:
             raise Invalid("messages is empty; send at least one", param="messages")
         messages = list(turn.messages)
+        if self.answers.calls is None and any(m["role"] == "tool" or "tool_calls" in m for m in messages):
+            raise Invalid(
+                f"messages has tool calls, which this model cannot read: {self.answers.no_tools}; leave them out",
+                param="messages",
+                code="unsupported_parameter",
+            )
         trained = next((v.manifest.system_prompt for v in versions if v.manifest and v.manifest.system_prompt), None)
         if trained and messages[0]["role"] != "system":
             messages.insert(0, {"role": "system", "content": trained})
@@ -399,6 +477,28 @@ class ChatService:
 
 def _joined(versions: Sequence[AdapterVersion]) -> str:
     return "+".join(dict.fromkeys(map(str, versions)))
+
+
+def _with_pieces(delta: TokenDelta, pieces: Pieces) -> AnswerDelta:
+    return AnswerDelta(
+        delta.request_id,
+        pieces.content,
+        delta.token_ids,
+        delta.logprobs,
+        delta.prompt_logprobs,
+        delta.finish_reason,
+        delta.cached_tokens,
+        delta.error,
+        delta.embedding,
+        pieces.reasoning,
+        pieces.calls,
+    )
+
+
+def _characters(message: Message) -> int:
+    calls = message.get("tool_calls")
+    thoughts = message.get("reasoning_content", "")
+    return len(message["content"]) + len(thoughts) + (len(json.dumps(calls)) if calls else 0)
 
 
 def _mix(leases: list[tuple[Lease, float]]) -> AdapterMix:

@@ -11,8 +11,8 @@ from typing import Self
 
 from adapters.errors import Invalid
 from adapters.renderer import Message
-from serving.chat import Answer, ChatService, Turn
-from serving.engine.sequence import FinishReason, SamplingParams, TokenDelta
+from serving.chat import Answer, AnswerDelta, ChatService, Turn
+from serving.engine.sequence import FinishReason, SamplingParams
 
 MAX_LANES = 6
 
@@ -30,6 +30,7 @@ class LaneProgress:
 
     answer: Answer
     text: str = ""
+    reasoning: str = ""
     tokens: int = 0
     first_token_s: float | None = None
     last_token_s: float | None = None
@@ -44,13 +45,14 @@ class LaneProgress:
             return None
         return (self.tokens - 1) / max(self.last_token_s - self.first_token_s, 1e-9)
 
-    def take(self, delta: TokenDelta) -> None:
+    def take(self, delta: AnswerDelta) -> None:
         now = time.perf_counter() - self.started
         if delta.token_ids:
             self.first_token_s = self.first_token_s if self.first_token_s is not None else now
             self.last_token_s = now
             self.tokens += len(delta.token_ids)
         self.text += delta.text
+        self.reasoning += delta.reasoning
         self.finish_reason = delta.finish_reason or self.finish_reason
         self.error = delta.error or self.error
 
@@ -63,7 +65,7 @@ class Comparison:
         self.seed = seed
         self.lanes = [LaneProgress(answer) for answer in answers]
         # Of bounded size: what nobody has read yet waits in the answers, which make one delta of it.
-        self._events: asyncio.Queue[tuple[int, TokenDelta]] = asyncio.Queue(len(answers))
+        self._events: asyncio.Queue[tuple[int, AnswerDelta]] = asyncio.Queue(len(answers))
         self._readers: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> Self:
@@ -77,7 +79,7 @@ class Comparison:
             reader.cancel()
         self.stop()
 
-    def __aiter__(self) -> AsyncIterator[tuple[int, TokenDelta]]:
+    def __aiter__(self) -> AsyncIterator[tuple[int, AnswerDelta]]:
         return self._until_all_end()
 
     def stop(self) -> None:
@@ -85,7 +87,7 @@ class Comparison:
         for lane in self.lanes:
             lane.answer.stop()
 
-    async def _until_all_end(self) -> AsyncIterator[tuple[int, TokenDelta]]:
+    async def _until_all_end(self) -> AsyncIterator[tuple[int, AnswerDelta]]:
         open_lanes = len(self.lanes)
         while open_lanes:
             number, delta = await self._events.get()
@@ -108,6 +110,7 @@ async def compare(
     max_tokens: int | None = None,
     key: str = "",
     priority: int = 0,
+    thinking: bool | None = None,
 ) -> Comparison:
     """Start one answer a lane, all in the same step. `conversations[i]` is what lane i has seen so far, the new
     question last; in a first turn they are all the same. Every lane uses `params.seed`."""
@@ -122,6 +125,7 @@ async def compare(
             scale=lane.scale,
             key=key,
             priority=priority,
+            thinking=thinking,
         )
         for lane, messages in zip(lanes, conversations, strict=True)
     ]

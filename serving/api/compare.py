@@ -37,6 +37,7 @@ def compare_router(chat: ChatService, votes: VoteStore) -> APIRouter:
             max_tokens=body.max_tokens,
             key=caller.key,
             priority=caller.priority(body.priority),
+            thinking=body.thinking,
         )
         try:
             await votes.database.call(votes.remember, running.id, caller.key, _voted(lanes, running))
@@ -63,7 +64,7 @@ def _voted(lanes: list[Lane], running: Comparison) -> list[VotedLane]:
 
 
 async def _events(running: Comparison) -> AsyncGenerator[dict[str, Any], None]:
-    """`start` with every lane's model and digest, `delta` with text, `end` with the lane's figures."""
+    """`start` with every lane's model and digest, `reasoning` and `delta` with text, `end` with the lane's figures."""
     async with running:
         for number, lane in enumerate(running.lanes):
             yield {
@@ -76,6 +77,8 @@ async def _events(running: Comparison) -> AsyncGenerator[dict[str, Any], None]:
                 "seed": running.seed,
             }
         async for number, delta in running:
+            if delta.reasoning:
+                yield {"type": "reasoning", "lane": number, "text": delta.reasoning}
             if delta.text:
                 yield {"type": "delta", "lane": number, "text": delta.text}
             if delta.finish_reason:

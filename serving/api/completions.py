@@ -12,8 +12,9 @@ from serving.api.declared import ChatCompletion, answers
 from serving.api.dialects import Blend, chosen
 from serving.api.reply import Reply, logprob_entry
 from serving.api.schemas import ChatCompletionRequest
-from serving.chat import ChatService, Turn
-from serving.engine.sequence import TokenDelta, TokenLogprob
+from serving.chat import AnswerDelta, ChatService, Turn
+from serving.engine.sequence import TokenLogprob
+from serving.parsing.pieces import CallPiece
 
 
 def completions_router(chat: ChatService) -> APIRouter:
@@ -48,6 +49,8 @@ def _turns(body: ChatCompletionRequest, chat: ChatService, caller: Caller, named
             key=caller.key,
             priority=caller.priority(body.priority),
             choice=number,
+            tools=body.offered,
+            thinking=body.thinks,
         )
         for number in range(body.n)
     ]
@@ -60,21 +63,40 @@ class _ChatReply(Reply):
 
     def whole_choice(self, index: int) -> dict[str, Any]:
         choice = self.choices[index]
+        content = None if choice.calls and not choice.text else choice.text
+        message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
+        if choice.reasoning:
+            message["reasoning_content"] = choice.reasoning
+        if choice.calls:
+            message["tool_calls"] = [_call(call) for call in choice.calls]
         return {
-            "message": {"role": "assistant", "content": choice.text, "refusal": None},
+            "message": message,
             "logprobs": self._logprobs(choice.logprobs),
         }
 
     def opening(self, index: int) -> dict[str, Any]:
         return {"delta": {"role": "assistant", "content": "", "refusal": None}, "logprobs": None}
 
-    def part(self, index: int, delta: TokenDelta) -> dict[str, Any] | None:
-        if not (delta.text or delta.logprobs or delta.finish_reason):
+    def part(self, index: int, delta: AnswerDelta) -> dict[str, Any] | None:
+        said: dict[str, Any] = {}
+        if delta.reasoning:
+            said["reasoning_content"] = delta.reasoning
+        if delta.text:
+            said["content"] = delta.text
+        if delta.calls:
+            said["tool_calls"] = [{"index": call.index} | _call(call) for call in delta.calls]
+        if not (said or delta.logprobs or delta.finish_reason):
             return None
-        content = {"content": delta.text} if delta.text else {}
-        return {"delta": content, "logprobs": self._logprobs(delta.logprobs)}
+        return {"delta": said, "logprobs": self._logprobs(delta.logprobs)}
 
     def _logprobs(self, logprobs: Sequence[TokenLogprob]) -> dict[str, Any] | None:
         if not logprobs:
             return None
         return {"content": [logprob_entry(self.tokenizer, entry) for entry in logprobs], "refusal": None}
+
+
+def _call(call: CallPiece) -> dict[str, Any]:
+    """A call, or what one piece adds to it."""
+    if call.name is None:
+        return {"function": {"arguments": call.arguments}}
+    return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}

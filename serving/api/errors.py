@@ -111,5 +111,6 @@ def _explain(problem: dict[str, Any]) -> tuple[str, str | None, str]:
     if kind == "extra_forbidden":
         return f"parameter '{param}' is not supported", param, "unsupported_parameter"
     if kind == "value_error":
-        return str(problem["ctx"]["error"]), param, "invalid_value"
+        error = problem["ctx"]["error"]
+        return str(error), getattr(error, "param", param), "invalid_value"
     return f"{param or 'the body'}: {problem['msg']}", param, "invalid_value"

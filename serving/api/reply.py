@@ -15,13 +15,16 @@ from fastapi.responses import JSONResponse
 from serving.api.errors import error_body, failure_event
 from serving.api.schemas import StreamOptions
 from serving.api.streaming import event_stream, unless_disconnected
-from serving.chat import Answer, ChatService
-from serving.engine.sequence import FinishReason, TokenDelta, TokenLogprob
+from serving.chat import Answer, AnswerDelta, ChatService
+from serving.engine.sequence import FinishReason, TokenLogprob
+from serving.parsing.pieces import CallPiece, joined
 
 
 @dataclass
 class Choice:
     text: str = ""
+    reasoning: str = ""
+    calls: tuple[CallPiece, ...] = ()  # one piece a call
     tokens: int = 0
     logprobs: list[TokenLogprob] = field(default_factory=list)
     prompt_logprobs: Sequence[TokenLogprob | None] = ()
@@ -29,8 +32,11 @@ class Choice:
     error: str | None = None
     cached_tokens: int = 0
 
-    def take(self, delta: TokenDelta) -> None:
+    def take(self, delta: AnswerDelta) -> None:
         self.text += delta.text
+        self.reasoning += delta.reasoning
+        if delta.calls:
+            self.calls = joined((*self.calls, *delta.calls))
         self.tokens += len(delta.token_ids)
         self.logprobs += delta.logprobs
         self.prompt_logprobs = delta.prompt_logprobs or self.prompt_logprobs
@@ -64,7 +70,7 @@ class Reply(ABC):
         """What a choice's stream begins with, before any token; None for nothing."""
 
     @abstractmethod
-    def part(self, index: int, delta: TokenDelta) -> dict[str, Any] | None:
+    def part(self, index: int, delta: AnswerDelta) -> dict[str, Any] | None:
         """What one delta adds to a choice's stream; None for nothing worth sending."""
 
     async def respond(
@@ -117,7 +123,7 @@ class Reply(ABC):
         if with_usage:
             yield head | {"choices": [], "usage": self._usage()}
 
-    async def _deltas(self) -> AsyncGenerator[tuple[int, TokenDelta], None]:
+    async def _deltas(self) -> AsyncGenerator[tuple[int, AnswerDelta], None]:
         """(choice, delta) from all answers as they come; leaving early stops them all."""
         if len(self.answers) == 1:  # nothing to merge: a task and a queue fewer for every token
             async with self.answers[0] as answer:
@@ -127,7 +133,7 @@ class Reply(ABC):
             return
         async with AsyncExitStack() as stack:
             # Of bounded size: what a slow client has not read waits in the answers, which make one delta of it.
-            merged: asyncio.Queue[tuple[int, TokenDelta]] = asyncio.Queue(len(self.answers))
+            merged: asyncio.Queue[tuple[int, AnswerDelta]] = asyncio.Queue(len(self.answers))
             for index, answer in enumerate(self.answers):
                 await stack.enter_async_context(answer)
                 reader = asyncio.create_task(_pass_on(answer, lambda delta, i=index: merged.put((i, delta))))  # type: ignore[misc]
@@ -170,6 +176,6 @@ def adapter_headers(answer: Answer) -> dict[str, str]:
     return headers | ({"x-bianlian-digest": answer.digest} if answer.digest else {})
 
 
-async def _pass_on(answer: Answer, put: Callable[[TokenDelta], Awaitable[None]]) -> None:
+async def _pass_on(answer: Answer, put: Callable[[AnswerDelta], Awaitable[None]]) -> None:
     async for delta in answer:
         await put(delta)

@@ -12,9 +12,9 @@ from serving.api.declared import TextCompletion, answers
 from serving.api.dialects import Blend, chosen
 from serving.api.reply import Reply
 from serving.api.schemas import DEFAULT_TEXT_TOKENS, TextCompletionRequest, check_token_ids
-from serving.chat import Answer, ChatService, Turn
+from serving.chat import Answer, AnswerDelta, ChatService, Turn
 from serving.engine.detokenizer import Detokenizer
-from serving.engine.sequence import TokenDelta, TokenLogprob
+from serving.engine.sequence import TokenLogprob
 
 _UNFINISHED = "\ufffd"
 
@@ -86,7 +86,7 @@ class _TextReply(Reply):
             return None
         return {"text": self.echoes[index], "logprobs": None}
 
-    def part(self, index: int, delta: TokenDelta) -> dict[str, Any] | None:
+    def part(self, index: int, delta: AnswerDelta) -> dict[str, Any] | None:
         log = self.logs[index]
         text = (self.echoes[index] if delta.prompt_logprobs else "") + delta.text
         if not (text or delta.logprobs or delta.finish_reason):

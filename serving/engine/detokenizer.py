@@ -11,9 +11,13 @@ _LONGEST_UNFINISHED = 4  # tokens; a UTF-8 character has at most four bytes, so 
 class Detokenizer:
     """One request's text. Decodes a short window of recent tokens at each step, so its cost does not grow."""
 
-    def __init__(self, tokenizer: Any, stop: Sequence[str], *, show_special: bool = False):
+    def __init__(
+        self, tokenizer: Any, stop: Sequence[str], *, show_special: bool = False, hidden: frozenset[int] | None = None
+    ):
+        """Special tokens are left out of the text: those in `hidden` if it is given, none with `show_special`."""
         self.tokenizer = tokenizer
         self.show_special = show_special
+        self._hidden = hidden
         self.stop = [s for s in stop if s]
         self.stopped = False
         self._tokens: list[int] = []
@@ -44,6 +48,8 @@ class Detokenizer:
         return text[len(known) :]
 
     def _decode(self, ids: list[int]) -> str:
+        if self._hidden is not None:
+            return str(self.tokenizer.decode([token for token in ids if token not in self._hidden]))
         return str(self.tokenizer.decode(ids, skip_special_tokens=not self.show_special))
 
     def _release(self, new: str, *, final: bool) -> str:

@@ -193,7 +193,9 @@ class Engine:
                 finish_reason=FinishReason.LENGTH,
             )
         running = self._requests[request.id]
-        detokenizer = running.detokenizer = running.detokenizer or Detokenizer(self.base.tokenizer, request.params.stop)
+        detokenizer = running.detokenizer = running.detokenizer or Detokenizer(
+            self.base.tokenizer, request.params.stop, hidden=request.hidden_tokens
+        )
         matcher = sequence.matcher
         sequence.tokens.append(sampled.token_id)
         if matcher:

@@ -1,4 +1,5 @@
-"""Grammars: answers that must be JSON of a schema, match a regular expression, or be one of some choices.
+"""Grammars: answers that must be JSON of a schema, match a regular expression, be one of some choices, or are put
+together from such parts.
 
 llguidance does the parsing, behind this file alone. A grammar is compiled once; each answer then has a Matcher,
 which knows the tokens that may come next. What is done with that is the sampler's and the engine's business."""
@@ -8,8 +9,8 @@ import os
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -23,8 +24,18 @@ if TYPE_CHECKING:
     # Imported at the first grammar: an engine that is asked for none runs without it.
     from llguidance import LLExecutor, LLMatcher, LLTokenizer
 
-GrammarKind = Literal["json_schema", "json_object", "regex", "choice"]
+GrammarKind = Literal["json_schema", "json_object", "regex", "choice", "rules"]
 KEPT = 64  # compiled grammars
+
+# Every property that may be left out is an alternative the parser keeps open, about four items each; its own limit is
+# too low for some schemas that clients derive, and passed in the middle of an answer. Two thousand of them already cost
+# a sixth of a second when their object begins.
+MAX_OPTIONAL = 2000
+_ROW_ITEMS = 5 * MAX_OPTIONAL
+
+# The parser would pick the tokens of text that can be no other itself, as the tokenizer spells it: where that text
+# contains `<|im_end|>`, the special token, which is no text and breaks the answer.
+_OPTIONS = '%llguidance {"no_forcing": true}\n'
 
 # Between two JSON tokens: all on one line. Were there no end to it, a weak model would say nothing but spaces until its
 # length is reached; with line breaks it spends most of its length on indentation.
@@ -33,10 +44,17 @@ _WHITESPACE = r" ?"
 
 @dataclass(frozen=True)
 class Grammar:
-    """`text` is the schema as JSON, the regular expression, or the choices as a JSON list; "" for json_object."""
+    """`text` is the schema as JSON, the regular expression, or the choices as a JSON list; "" for json_object. Rules
+    are in llguidance's dialect of Lark, begin with `start`, and may call the grammar of each part as `@name`."""
 
     kind: GrammarKind
     text: str = ""
+    parts: tuple[tuple[str, "Grammar"], ...] = ()
+    param: str = field(default="", compare=False)  # the field it was sent in, for errors
+
+    @property
+    def field_name(self) -> str:
+        return self.param or self.kind
 
 
 class Matcher:
@@ -88,20 +106,35 @@ class GrammarCompiler:
                     self._compiled.popitem(last=False)
         return Matcher(compiled.deep_copy())
 
+    def spelled(self, marker: str) -> str:
+        """A text as an element of a rule: the token that is spelled so where the parser takes that for a special one,
+        which no text contains. That is its own judgement; `<think>` is one even where the tokenizer says it is not."""
+        added = [token for token, each in self._tokenizer.added_tokens_decoder.items() if str(each) == marker]
+        if added and self._adopt("").is_special_token(added[0]):
+            return f"<[{added[0]}]>"
+        return json.dumps(marker)
+
     def _compile(self, grammar: Grammar) -> "LLMatcher":
-        from llguidance import LLMatcher
+        tokenizer = self._adopt(grammar.field_name)
+        reason, compiled = self._try(tokenizer, grammar)
+        if reason is None:
+            return compiled
+        for _, part in grammar.parts:  # whose fault is it?
+            culprit, _ = self._try(tokenizer, part)
+            if culprit is not None:
+                raise _refused(part, culprit)
+        raise _refused(grammar, reason)
 
-        tokenizer = self._adopt()
-        try:
-            compiled = LLMatcher(tokenizer, _source(grammar), log_level=0)
-        except ValueError as error:
-            raise _refused(grammar, str(error)) from error
+    def _try(self, tokenizer: "LLTokenizer", grammar: Grammar) -> tuple[str | None, "LLMatcher"]:
+        """(why it cannot be followed, or None; the matcher)."""
+        from llguidance import LLMatcher, LLParserLimits
+
+        limits = LLParserLimits(max_items_in_row=_ROW_ITEMS)
+        compiled = LLMatcher(tokenizer, _source(grammar), log_level=0, limits=limits)
         compiled.compute_bitmask()  # most of the work, and of the limits, come with the first mask
-        if compiled.is_error():
-            raise _refused(grammar, compiled.get_error())
-        return compiled
+        return (_reason(compiled.get_error()) if compiled.is_error() else None), compiled
 
-    def _adopt(self) -> "LLTokenizer":
+    def _adopt(self, param: str) -> "LLTokenizer":
         """The tokenizer as llguidance sees it; made at the first grammar, in about a second for a large one."""
         with self._adopting:
             if self._adopted is None:
@@ -115,6 +148,7 @@ class GrammarCompiler:
                     raise Invalid(
                         f"this model's tokenizer cannot be used for structured output ({_reason(str(error))}); "
                         "ask in the prompt instead",
+                        param=param or None,
                         code="unsupported_parameter",
                     ) from error
             return self._adopted
@@ -140,26 +174,73 @@ def _executor() -> "LLExecutor":
 
 
 def _source(grammar: Grammar) -> str:
-    """In llguidance's own language. ValueError when the text is not even JSON where it must be."""
-    from llguidance import LLMatcher
+    """In llguidance's own language. Invalid when the text is not even JSON where it must be."""
+    if grammar.kind == "rules":
+        parts = [_named(name, part) for name, part in grammar.parts]
+        return json.dumps({"grammars": [{"lark_grammar": _OPTIONS + grammar.text}, *parts]})
+    start = {"lark_grammar": f"{_OPTIONS}start: @whole"}
+    return json.dumps({"grammars": [start, _named("whole", grammar)]})
 
+
+def _named(name: str, grammar: Grammar) -> dict[str, Any]:
+    """A grammar as one that others can call."""
     match grammar.kind:
         case "regex":
             if (len(grammar.text) - len(grammar.text.rstrip("\\"))) % 2:
-                raise Invalid("this regex ends in a single backslash, which escapes nothing; write two", param="regex")
-            return LLMatcher.grammar_from_regex(grammar.text)
+                raise _refused(grammar, "it ends in a single backslash, which escapes nothing; write two")
+            from llguidance import LLMatcher
+
+            [converted] = json.loads(LLMatcher.grammar_from_regex(grammar.text))["grammars"]
+            return {"name": name, "lark_grammar": converted["lark_grammar"]}
         case "choice":
             quoted = [json.dumps(choice, ensure_ascii=False) for choice in json.loads(grammar.text)]
             # One terminal, so that thousands of choices are one automaton and not as many rules to keep open.
-            return LLMatcher.grammar_from_lark("start: CHOICE\nCHOICE: " + " | ".join(quoted))
+            return {"name": name, "lark_grammar": "start: CHOICE\nCHOICE: " + " | ".join(quoted)}
         case "json_object":
-            return LLMatcher.grammar_from_json_schema('{"type": "object"}', {"whitespace_pattern": _WHITESPACE})
+            schema: Any = {"type": "object"}
         case "json_schema":
-            return LLMatcher.grammar_from_json_schema(closed(grammar.text), {"whitespace_pattern": _WHITESPACE})
+            schema = _schema(grammar)
+        case "rules":
+            raise AssertionError("rules are not parts of others")
+    if isinstance(schema, dict):
+        schema = schema | {"x-guidance": {"whitespace_pattern": _WHITESPACE}}
+    return {"name": name, "json_schema": schema}
 
 
-def _refused(grammar: Grammar, message: str) -> Invalid:
-    return Invalid(f"this {grammar.kind} cannot be followed: {_reason(message)}", param=grammar.kind)
+def _schema(grammar: Grammar) -> Any:
+    try:
+        schema = json.loads(closed(grammar.text))
+        optional = sum(map(_optional, _objects(schema)))
+    except ValueError as error:
+        raise _refused(grammar, f"it is not JSON: {error}") from error
+    except RecursionError as error:
+        raise _refused(grammar, "recursion is too deep; nest it less") from error
+    if optional > MAX_OPTIONAL:
+        raise _refused(
+            grammar, f"it has {optional} properties that may be left out, at most {MAX_OPTIONAL} can be; require some"
+        )
+    return schema
+
+
+def _objects(schema: Any) -> Iterator[dict[str, Any]]:
+    """Every object in a schema that has properties, the outermost first."""
+    if isinstance(schema, dict):
+        if isinstance(schema.get("properties"), dict):
+            yield schema
+        for value in schema.values():
+            yield from _objects(value)
+    elif isinstance(schema, list):
+        for value in schema:
+            yield from _objects(value)
+
+
+def _optional(schema: dict[str, Any]) -> int:
+    required = schema.get("required")
+    return len(schema["properties"]) - (len(required) if isinstance(required, list) else 0)
+
+
+def _refused(grammar: Grammar, reason: str) -> Invalid:
+    return Invalid(f"this {grammar.field_name} cannot be followed: {reason}", param=grammar.field_name)
 
 
 def _reason(message: str) -> str:

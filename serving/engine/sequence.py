@@ -21,6 +21,7 @@ LOWEST_TEMPERATURE = 1e-5  # below it logits divided by it leave float32's range
 
 class FinishReason(StrEnum):
     STOP = "stop"
+    TOOL_CALLS = "tool_calls"  # as STOP, where what the model said are calls; the engine itself cannot tell
     LENGTH = "length"
     ABORT = "abort"
     ERROR = "error"
@@ -78,6 +79,7 @@ class Request:
     priority: int = 0  # lower runs earlier
     adapter: str = ""  # the name of what answers, for figures
     arrived_s: float = field(default_factory=time.perf_counter, compare=False)
+    hidden_tokens: frozenset[int] | None = None  # special tokens left out of the answer's text; None: all there are
 
     @property
     def adapters(self) -> frozenset[str]:

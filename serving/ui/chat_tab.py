@@ -50,10 +50,10 @@ def chat_tab(chat: ChatService, page: gr.Blocks) -> None:
         messages: list[Message], model: str, system: str, values: list[Any], language: Language, request: gr.Request
     ) -> Updates:
         """Stream the reply to `messages`, whose last is the question: [log, stats, question, *buttons]."""
-        *drawn, seed = values
+        *sampling, seed = values
         asked = bubbles_of(messages)
         try:
-            params, max_tokens = params_from(chat, (*drawn,), seed)
+            params, max_tokens = params_from(chat, (*sampling,), seed)
             lane = Lane(model, system=(system or "").strip() or None)
             comparison = await compare(
                 chat, [lane], [messages], params, max_tokens=max_tokens, key=request.username or ""
@@ -63,12 +63,15 @@ def chat_tab(chat: ChatService, page: gr.Blocks) -> None:
             yield [bubbles_of(messages[:-1]), NO_STATS, messages[-1]["content"], *_idle()]
             return
         progress = comparison.lanes[0]
+
+        def drawn() -> list[Update]:
+            return [with_answer(asked, progress, language), stats_line(progress, language)]
+
         yield [asked, stats_line(progress, language), "", *_busy()]
         async with aclosing(running.follow(request.session_hash, comparison)) as steps:
             async for grown in steps:
-                now = [with_answer(asked, progress), stats_line(progress, language)] if grown else [gr.skip()] * 2
-                yield [*now, *[gr.skip()] * 6]
-        yield [with_answer(asked, progress), stats_line(progress, language), gr.skip(), *_idle()]
+                yield [*(drawn() if grown else [gr.skip()] * 2), *[gr.skip()] * 6]
+        yield [*drawn(), gr.skip(), *_idle()]
 
     async def ask(
         request: gr.Request, question: str, log: list[Bubble], model: str, system: str, *values: Any

@@ -95,7 +95,7 @@ def compare_tab(chat: ChatService, page: gr.Blocks) -> None:
             progress = dict(enumerate(comparison.lanes))
             shown = range(len(lanes))
             return [
-                *(with_answer(asked[n], progress[n]) if n in numbers else gr.skip() for n in shown),
+                *(with_answer(asked[n], progress[n], language) if n in numbers else gr.skip() for n in shown),
                 *(stats_line(progress[n], language) if n in numbers else gr.skip() for n in shown),
             ]
 

@@ -55,6 +55,7 @@ LINES: dict[str, tuple[str, str]] = {
     "waiting": ("等待中…", "waiting…"),
     "length": ("已达长度上限", "length limit reached"),
     "abort": ("已停止", "stopped"),
+    "thought": ("思考过程", "Thoughts"),
     "greeting": ("与 {name} 聊聊", "Chat with {name}"),
     "nothing": ("先说点什么吧", "say something first"),
     "login": ("访问密钥", "Access key"),

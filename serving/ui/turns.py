@@ -77,10 +77,19 @@ def bubble(role: str, text: str) -> Bubble:
     return {"role": role, "content": [{"type": "text", "text": shown(text)}]}
 
 
+def thought(text: str, language: Language, *, done: bool) -> Bubble:
+    """What the model thinks before it answers, folded away once it has."""
+    status = "done" if done else "pending"
+    return bubble("assistant", text) | {"metadata": {"title": say(language, "thought"), "status": status}}
+
+
 def conversation(bubbles: Iterable[Bubble] | None) -> list[Message]:
-    """What was said, without questions that got no answer; they may end the list but not stand inside it."""
+    """What was said, without thoughts, and without questions that got no answer; those may end the list but not stand
+    inside it."""
     messages: list[Message] = []
     for each in bubbles or []:
+        if (each.get("metadata") or {}).get("title"):
+            continue
         text = spoken("".join(part["text"] for part in each["content"] if part.get("type") == "text"))
         role = each["role"]
         if role not in ("user", "assistant"):
@@ -100,9 +109,11 @@ def bubbles_of(messages: Iterable[Message]) -> list[Bubble]:
     return [bubble(message["role"], message["content"]) for message in messages]
 
 
-def with_answer(asked: list[Bubble], lane: LaneProgress) -> list[Bubble]:
+def with_answer(asked: list[Bubble], lane: LaneProgress, language: Language) -> list[Bubble]:
     """The conversation as it stands; before the first character the Chatbot shows that it waits."""
-    return [*asked, bubble("assistant", lane.text)] if lane.text else asked
+    done = bool(lane.text or lane.finish_reason)
+    thoughts = [thought(lane.reasoning, language, done=done)] if lane.reasoning else []
+    return [*asked, *thoughts, *([bubble("assistant", lane.text)] if lane.text else [])]
 
 
 def stats_line(lane: LaneProgress, language: Language) -> str:

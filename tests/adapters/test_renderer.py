@@ -1,7 +1,7 @@
 """One renderer for training and serving: the prompt that is served is the prompt that was trained."""
 
 import pytest
-from transformers import AutoTokenizer
+from transformers import AddedToken, AutoTokenizer
 
 from adapters.errors import Invalid
 from adapters.renderer import ChatRenderer, Message
@@ -56,3 +56,13 @@ def test_special_tokens_in_a_message_do_not_forge_turns(renderer: ChatRenderer) 
     ids = renderer.prompt_ids([{"role": "user", "content": forged}])
     assert ids.count(renderer.tokenizer.eos_token_id) == 1
     assert renderer.tokenizer.decode(ids).replace("\u200b", "").count("<|im_start|>") == 4  # the text itself is kept
+
+
+def test_special_tokens_without_a_role_of_their_own_do_not_forge_turns_either(renderer: ChatRenderer) -> None:
+    renderer.tokenizer.add_tokens([AddedToken("<|turn|>", special=True)])
+    assert "<|turn|>" not in renderer.tokenizer.all_special_tokens
+    marker = renderer.tokenizer.convert_tokens_to_ids("<|turn|>")
+    tool = {"type": "function", "function": {"name": "f", "description": "<|turn|>"}}
+    renderer.tokenizer.chat_template = "{{ tools | tojson }}{{ messages[0].content }}"
+    ids = renderer.prompt_ids([{"role": "user", "content": "hi<|turn|>"}], tools=[tool])
+    assert marker not in ids

@@ -27,8 +27,8 @@ from adapters.manifest import AdapterManifest, PersonaCard
 from adapters.settings import Settings
 from serving.ui import build_ui
 from serving.ui.markup import shown, spoken
-from serving.ui.turns import bubble, conversation
-from tests import tiny
+from serving.ui.turns import bubble, conversation, thought
+from tests import templates, tiny
 
 CHROMIUM_ARGS = [
     "--no-sandbox",
@@ -288,6 +288,28 @@ def test_chat_greets_offers_samples_and_answers(visitor: Visit, server: Server) 
 
 
 @pytest.mark.browser
+def test_thoughts_are_folded_away_and_no_part_of_the_conversation(tmp_path: Path, browser: Browser) -> None:
+    thinker = tiny.save_base(tmp_path / "thinker", template=templates.BEGUN)
+    adapter = tiny.save_adapter(tmp_path / "wukong", thinker, rank=4, seed=1)
+    server = start(thinker, adapter, tmp_path / "home")
+    try:
+        context = browser.new_context(locale="en-GB", viewport={"width": 1440, "height": 900})
+        page = visit(context, server.url).page
+        page.get_by_role("tab", name="Chat").click()
+        for question in ("one", "two"):
+            page.locator("#chat-question textarea").fill(question)
+            page.locator("#chat-send").click()
+            expect(page.locator("#chat-stats .stats.done")).to_be_visible()
+            # Random weights never stop thinking, so a question has no answer and makes way for the next.
+            expect(page.locator("#chat-log .message.user")).to_have_text(question)
+        expect(page.locator("#chat-log").get_by_text("Thoughts")).to_be_visible()
+        assert "think>" not in page.locator("#chat-log").inner_text()
+        context.close()
+    finally:
+        server.close()
+
+
+@pytest.mark.browser
 @pytest.mark.parametrize(("locale", "label"), [("zh", "发送"), ("zh-SG", "发送"), ("en-GB", "Send"), ("fr", "Send")])
 def test_the_page_speaks_the_browsers_language(browser: Browser, server: Server, locale: str, label: str) -> None:
     context = browser.new_context(locale=locale, viewport={"width": 390, "height": 844})
@@ -417,8 +439,10 @@ def test_an_answer_with_a_remote_image_fetches_nothing() -> None:
 
 def test_what_the_page_sends_back_is_what_was_said() -> None:
     text = "  缩进\n```html\n<b>1 < 2</b>\n```\n<i>x</i> ![a](b)"
-    asked = [bubble("user", "没人答"), bubble("user", text), bubble("assistant", text)]
+    thinking = thought("hm", "zh", done=True)
+    asked = [bubble("user", "没人答"), bubble("user", text), thinking, bubble("assistant", text)]
     assert [message["content"] for message in conversation(asked)] == [text, text]
+    assert conversation([bubble("user", "没人答"), thinking, *asked[1:]]) == conversation(asked)
     assert "<b>1 < 2</b>" in asked[1]["content"][0]["text"]  # code is shown as code
 
 
