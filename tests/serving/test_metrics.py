@@ -91,9 +91,9 @@ def test_with_keys_a_scrape_and_the_schema_want_one(tiny_base: Path, tmp_path: P
 
 def test_a_prompt_that_gives_way_is_counted(tiny_base: Path, tmp_path: Path) -> None:
     """More answers than the blocks hold: some step back, all end."""
-    settings = settings_for(tiny_base, tmp_path, max_model_len=512).model_copy(update={"kv_cache_memory": 0.0011})
+    settings = settings_for(tiny_base, tmp_path, max_model_len=256).model_copy(update={"kv_cache_memory": 0.0005})
     with running_server(settings) as running:
-        ask(running, n=8, max_tokens=120, ignore_eos=True)
+        ask(running, n=8, max_tokens=60, ignore_eos=True)
         found = scrape(running.url)
     assert value(found, "bianlian_preemptions_total") > 0
     assert value(found, "bianlian_answers_total", finish_reason="length") == 8
