@@ -10,6 +10,7 @@ from adapters.errors import Invalid
 from serving.api.auth import Caller, caller_of
 from serving.api.declared import ChatCompletion, answers
 from serving.api.dialects import Blend, chosen
+from serving.api.errors import named_here
 from serving.api.reply import Reply, logprob_entry
 from serving.api.schemas import ChatCompletionRequest
 from serving.chat import AnswerDelta, ChatService, Turn
@@ -22,7 +23,8 @@ def completions_router(chat: ChatService) -> APIRouter:
 
     @router.post("/v1/chat/completions", response_model=None, responses=answers(ChatCompletion))
     async def chat_completions(body: ChatCompletionRequest, request: Request) -> Response:
-        answers = await chat.ask_together(_turns(body, chat, caller_of(request), chosen(body, request, chat)))
+        with named_here({"thinking": body.thinking_field}):
+            answers = await chat.ask_together(_turns(body, chat, caller_of(request), chosen(body, request, chat)))
         reply = _ChatReply(answers, chat.base.tokenizer, body.n)
         return await reply.respond(chat, request, stream=body.stream, options=body.stream_options)
 

@@ -439,6 +439,12 @@ class ChatCompletionRequest(AdapterFields, Sampling):
         return self
 
     @property
+    def thinking_field(self) -> str:
+        """The one that says whether the model thinks."""
+        sent = [name for name in ("thinking", "chat_template_kwargs") if getattr(self, name) is not None]
+        return (sent or ["reasoning_effort"])[0]
+
+    @property
     def thinks(self) -> bool | None:
         if self.thinking is not None:
             return self.thinking
