@@ -3,8 +3,8 @@
 A message says what was wrong, the value and the limit, and the way out. Nothing else is promised."""
 
 import difflib
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 
 
 class BianlianError(Exception):
@@ -72,14 +72,18 @@ class Unavailable(BianlianError):
 
 
 @contextmanager
-def naming(param: str) -> Iterator[None]:
-    """Errors about a model or adapter, raised inside, name the input that the caller sent it in."""
+def renaming(names: Mapping[str | None, str]) -> Iterator[None]:
+    """Errors raised inside name the input as the caller sent it: `names` has its name by the one used in here."""
     try:
         yield
     except BianlianError as error:
-        if error.param in (None, "model", "lora_path"):
-            error.param = param
+        error.param = names.get(error.param, error.param)
         raise
+
+
+def naming(param: str) -> AbstractContextManager[None]:
+    """As `renaming`, for errors about a model or adapter."""
+    return renaming(dict.fromkeys((None, "model", "lora_path"), param))
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

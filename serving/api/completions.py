@@ -6,11 +6,10 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from adapters.errors import Invalid
+from adapters.errors import Invalid, renaming
 from serving.api.auth import Caller, caller_of
 from serving.api.declared import ChatCompletion, answers
 from serving.api.dialects import Blend, chosen
-from serving.api.errors import named_here
 from serving.api.reply import Reply, logprob_entry
 from serving.api.schemas import ChatCompletionRequest
 from serving.chat import AnswerDelta, ChatService, Turn
@@ -23,7 +22,7 @@ def completions_router(chat: ChatService) -> APIRouter:
 
     @router.post("/v1/chat/completions", response_model=None, responses=answers(ChatCompletion))
     async def chat_completions(body: ChatCompletionRequest, request: Request) -> Response:
-        with named_here({"thinking": body.thinking_field}):
+        with renaming({"thinking": body.thinking_field}):
             answers = await chat.ask_together(_turns(body, chat, caller_of(request), chosen(body, request, chat)))
         reply = _ChatReply(answers, chat.base.tokenizer, body.n)
         return await reply.respond(chat, request, stream=body.stream, options=body.stream_options)

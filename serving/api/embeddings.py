@@ -9,9 +9,9 @@ import orjson
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
-from adapters.errors import Conflict
+from adapters.errors import Conflict, renaming
 from serving.api.auth import Caller, caller_of
-from serving.api.errors import error_body, named_here
+from serving.api.errors import error_body
 from serving.api.reply import adapter_headers
 from serving.api.schemas import EmbeddingRequest, check_token_ids
 from serving.api.streaming import unless_disconnected
@@ -74,7 +74,7 @@ async def _embed(chat: ChatService, turns: Sequence[Turn]) -> Embedded:
     embedded: Embedded = []
     part = max(1, min(AT_ONCE, chat.engine.max_waiting))
     for start in range(0, len(turns), part):
-        with named_here({"prompt": "input"}):
+        with renaming({"prompt": "input"}):
             answers = await chat.ask_together(turns[start : start + part])
         async with AsyncExitStack() as stack:
             for answer in answers:

@@ -1,8 +1,7 @@
 """Every error leaves as OpenAI's body: {"error": {"message", "type", "param", "code"}}."""
 
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -42,17 +41,6 @@ def error_body(message: str, status: int, *, param: str | None = None, code: str
 
 def status_of(error: BianlianError) -> int:
     return next((status for kind, status in _STATUS.items() if isinstance(error, kind)), 500)
-
-
-@contextmanager
-def named_here(names: Mapping[str, str]) -> Iterator[None]:
-    """Services speak of a turn's parts; an error raised in here names the field of the body, where `names` has it."""
-    try:
-        yield
-    except Invalid as error:
-        if error.param is not None and error.param in names:
-            raise Invalid(error.message, param=names[error.param], code=error.code) from error
-        raise
 
 
 def failure_event() -> dict[str, Any]:

@@ -11,10 +11,10 @@ import orjson
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
-from adapters.errors import Invalid, NotFound
+from adapters.errors import Invalid, NotFound, renaming
 from adapters.renderer import Message
 from serving.api.auth import Caller, caller_of
-from serving.api.errors import error_body, failure_event, named_here
+from serving.api.errors import error_body, failure_event
 from serving.api.reply import Choice, adapter_headers
 from serving.api.response_items import ItemStatus, Output
 from serving.api.response_schemas import ResponseRequest
@@ -34,7 +34,7 @@ def responses_router(chat: ChatService, store: ResponseStore) -> APIRouter:
         caller = caller_of(request)
         conversation = _conversation(body, store, caller)
         params = _params(body, chat)
-        with named_here({"messages": "input"} | (_FORMAT if body.text.format.grammar else {})):
+        with renaming({"messages": "input", **(_FORMAT if body.text.format.grammar else {})}):
             answer = await chat.ask(_turn(body, conversation, params, caller))
         headers = adapter_headers(answer)
         run = _Run(body, answer, params, chat.base.tokenizer)
