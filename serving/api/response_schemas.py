@@ -91,8 +91,8 @@ class TextFormat(Body):
     def grammar(self) -> Grammar | None:
         """A schema is followed whether `strict` or not; name and description are the caller's."""
         if self.schema_ is not None:
-            return Grammar("json_schema", json.dumps(self.schema_))
-        return Grammar("json_object") if self.type == "json_object" else None
+            return Grammar("json_schema", json.dumps(self.schema_), param="text.format")
+        return Grammar("json_object", param="text.format") if self.type == "json_object" else None
 
 
 class TextOptions(Body):

@@ -23,8 +23,6 @@ from serving.chat import Answer, ChatService, Turn
 from serving.engine.sequence import FinishReason, SamplingParams
 from serving.response_store import ResponseStore, StoredResponse
 
-_FORMAT = {"json_schema": "text.format", "json_object": "text.format"}
-
 
 def responses_router(chat: ChatService, store: ResponseStore) -> APIRouter:
     router = APIRouter()
@@ -34,7 +32,7 @@ def responses_router(chat: ChatService, store: ResponseStore) -> APIRouter:
         caller = caller_of(request)
         conversation = _conversation(body, store, caller)
         params = _params(body, chat)
-        with renaming({"messages": "input", **(_FORMAT if body.text.format.grammar else {})}):
+        with renaming({"messages": "input"}):
             answer = await chat.ask(_turn(body, conversation, params, caller))
         headers = adapter_headers(answer)
         run = _Run(body, answer, params, chat.base.tokenizer)
