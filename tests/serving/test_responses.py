@@ -205,7 +205,7 @@ def test_logprobs_are_chats(server: RunningServer) -> None:
         ({"metadata": {"a": "\ud800"}}, "metadata.a"),
         ({"text": {"format": {"type": "json_schema", "name": "x", "schema": {"a": 10**30}}}}, "text.format.schema"),
         ({"text": {"format": {"type": "json_schema", "name": "x", "schema": {"type": "no"}}}}, "text.format"),
-        ({"guided_json": {"type": "no"}}, "json_schema"),
+        ({"guided_json": {"type": "no"}}, "guided_json"),
         ({"text": {"format": {"type": "json_object"}}, "guided_regex": "a"}, None),
         ({"max_output_tokens": 10**30}, "max_output_tokens"),
         ({"model": "nobody"}, "model"),
