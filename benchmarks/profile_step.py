@@ -120,32 +120,37 @@ class TimedEngine:
         return sum(x.numel() * x.element_size() for x in held)
 
     def measure(self, case: Case, count: int) -> dict[str, Any]:
-        """Medians of `count` steps in ms, and the share of what is neither a product nor the output layer."""
-        steps = self._steps(case, count)
-        ms = {name: statistics.median(step.get(name, 0.0) for step in steps) * 1000 for name in (*ROWS, TOTAL)}
+        """Medians of `count` steps in ms, and the share of what is neither a product nor the output layer. Steps by
+        operation and in one call alternate: the machine's speed changes from second to second."""
+        run = self._prefill if case.prefill else self._decode
+        steps = run(case, 2 * (WARM_UP + count))[2 * WARM_UP :]
+        by_operation, in_one_call = steps[0::2], steps[1::2]
+        ms = {name: statistics.median(step.get(name, 0.0) for step in by_operation) * 1000 for name in (*ROWS, TOTAL)}
         ms[REST] = ms[TOTAL] - sum(ms[name] for name in ROWS)
-        self.kernels.one_call = True
-        ms[ONE_CALL] = statistics.median(step[TOTAL] for step in self._steps(case, count)) * 1000
-        self.kernels.one_call = False
+        ms[ONE_CALL] = statistics.median(step[TOTAL] for step in in_one_call) * 1000
         return {"case": case.name, "ms": ms, OUTSIDE: 1 - (ms[PRODUCTS] + ms[HEAD]) / ms[ONE_CALL]}
-
-    def _steps(self, case: Case, count: int) -> list[dict[str, float]]:
-        """Seconds by operation of each step, their total under TOTAL."""
-        return [self._prefill(case) for _ in range(count)] if case.prefill else self._decode(case, count)
 
     def _decode(self, case: Case, count: int) -> list[dict[str, float]]:
         ids = self._add(case, max_tokens=512)
         sequences = self.engine.scheduler.running
         while self.engine.num_waiting or not all(sequence.num_output for sequence in sequences):
             self.engine.step()
-        taken = [self._step() for _ in range(WARM_UP + count)]
+        taken = self._alternating(count)
         for request_id in ids:
             self.engine.abort(request_id)
-        return taken[WARM_UP:]
+        return taken
 
-    def _prefill(self, case: Case) -> dict[str, float]:
-        self._add(case, max_tokens=1)
-        return self._step()
+    def _prefill(self, case: Case, count: int) -> list[dict[str, float]]:
+        return self._alternating(count, before=lambda: self._add(case, max_tokens=1))
+
+    def _alternating(self, count: int, before: Callable[[], object] = lambda: None) -> list[dict[str, float]]:
+        """Seconds by operation of each step, their total under TOTAL."""
+        taken = []
+        for number in range(count):
+            self.kernels.one_call = number % 2 == 1
+            before()
+            taken.append(self._step())
+        return taken
 
     def _add(self, case: Case, max_tokens: int) -> list[str]:
         params = SamplingParams(temperature=0, max_tokens=max_tokens, ignore_eos=True)
@@ -198,11 +203,11 @@ def main() -> None:
         base, adapters = built(arguments.shape, arguments.save.resolve() if arguments.save else Path(scratch))
         timed = TimedEngine(base, list(adapters.values()), arguments.quantize)
         with Progress(transient=True) as progress:
-            figures = [
-                timed.measure(case, arguments.steps if not case.prefill else arguments.steps // 4)
-                for case in progress.track(CASES, description="profiling")
-            ]
-        bandwidth = read_bandwidth()
+            figures, bandwidths = [], []
+            for case in progress.track(CASES, description="profiling"):
+                bandwidths.append(read_bandwidth())
+                figures.append(timed.measure(case, arguments.steps if not case.prefill else arguments.steps // 4))
+        bandwidth = statistics.median(bandwidths)
     weights_ms = timed.weight_bytes / bandwidth * 1000
     suffix = "" if arguments.quantize == "none" else f"-{arguments.quantize}"
     report(f"shape {arguments.shape}{suffix}", figures, weights_ms)

@@ -32,6 +32,7 @@ def test_products_of_few_rows_are_right_and_rows_do_not_depend_on_company(shape:
     with torch.inference_mode():
         packed = PackedLinear(linear.weight.detach(), linear.bias)
         assert packed.native is not None
+        assert packed(torch.empty(1, 0, shape[1], dtype=torch.bfloat16)).shape == (1, 0, shape[0])  # no logits are due
         for rows in range(1, 18):  # the last one is oneDNN's again
             x = torch.randn(1, rows, shape[1]).bfloat16()
             exact = linear.float()(x.float())
@@ -55,6 +56,7 @@ def test_products_with_4_bit_weights_are_those_of_the_rounded_weights(
     assert torch.equal(ours.weight, theirs.weight)
     x = torch.randn(40, 320).bfloat16()
     offset = linear.bias.float() if bias else 0
+    assert ours(x[:0]).shape == (0, 208)
     for rows in (1, 6, 7, 40):
         exact = x[:rows].float() @ ours.weight.float().T + offset
         torch.testing.assert_close(ours(x[:rows]).float(), exact, rtol=2**-7, atol=2**-7)
@@ -87,7 +89,7 @@ def test_a_step_in_one_call_says_what_its_operations_say(
     calls: list[int] = []
     whole = NativeKernels.decode_layers
     monkeypatch.setattr(NativeKernels, "decode_layers", lambda *args: (calls.append(1), whole(*args))[1])
-    options = {"kv_cache_memory": 0.05, "max_running": 20, "adapter_slots": 2, "quantize": quantize}
+    options = {"kv_cache_memory": 0.05, "max_running": 20, "adapter_slots": 2, "max_batch_tokens": 48, "quantize": quantize}
     answers = []
     for kernels in (cpu, LAYER_BY_LAYER):
         base = load_base(str(directory), device="cpu", dtype="bfloat16")

@@ -36,7 +36,7 @@ class Int4Linear(nn.Module):
             self.scales = torch.stack([scale.T, zero.T], dim=2).to(weight.dtype).contiguous()  # (groups, out, 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._multiply(x.reshape(-1, self.size), self.bias).view(*x.shape[:-1], -1)
+        return self._multiply(x.reshape(-1, self.size), self.bias).view(*x.shape[:-1], self.width)
 
     def _multiply(self, rows: Tensor, bias: Tensor | None) -> Tensor:
         """rows (rows, in_features) → (rows, out_features)."""
