@@ -93,4 +93,4 @@ class Int8Linear(nn.Module):
         rows = x.reshape(-1, x.shape[-1])
         out: Tensor = torch.ops.aten._weight_int8pack_mm(rows, self.q, self.scale)
         out = out if self.bias is None else out.add_(self.bias)
-        return out.view(*x.shape[:-1], -1)
+        return out.view(*x.shape[:-1], len(self.q))
