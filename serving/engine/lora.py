@@ -176,7 +176,7 @@ class LoRALinear(nn.Module):
 
     def load(self, slot: int, member: str, delta: Delta) -> None:
         if delta.low_rank:
-            self._low_rank.setdefault(slot, {})[member] = delta
+            self._low_rank[slot] = {**self._low_rank.get(slot, {}), member: delta}
         if delta.dense:
             self._dense.setdefault(slot, {})[member] = delta
         self.version += 1
@@ -191,6 +191,10 @@ class LoRALinear(nn.Module):
     def slots(self) -> Iterable[int]:
         """Those whose adapter has a low-rank part here."""
         return self._low_rank.keys()
+
+    def low_rank(self, slot: int) -> Mapping[str, Delta] | None:
+        """By member; another object whenever anything in it is another."""
+        return self._low_rank.get(slot)
 
     @property
     def dense_slots(self) -> Set[int]:
