@@ -33,7 +33,9 @@ class PackedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.native is not None and x.numel() <= self.native.most_rows * self.size:
             rows = x.reshape(-1, self.size).contiguous()
-            return self.native.multiply_packed(rows, self.address, self.bias, self.width).view(*x.shape[:-1], self.width)
+            return self.native.multiply_packed(rows, self.address, self.bias, self.width).view(
+                *x.shape[:-1], self.width
+            )
         return self._onednn(x)
 
     def _onednn(self, x: Tensor) -> Tensor:
