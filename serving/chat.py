@@ -6,13 +6,11 @@ import logging
 import secrets
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from adapters.aliases import AliasStore
 from adapters.base_model import BaseModel
@@ -20,14 +18,13 @@ from adapters.errors import Conflict, Invalid, naming
 from adapters.manifest import AdapterVersion, check_name
 from adapters.registry import BASE_ALIAS, AdapterRegistry, Lease
 from adapters.renderer import ChatRenderer, Message
+from serving.answer import Answer, joined_names
 from serving.async_engine import AsyncEngine, TokenStream
 from serving.engine.effect import Effect
-from serving.engine.sequence import AdapterMix, FinishReason, Request, SamplingParams, TokenDelta
-from serving.figures import Progress
+from serving.engine.sequence import AdapterMix, Request, SamplingParams
 from serving.own_thread import on_own_thread
 from serving.parsing.answer import AnswerPlan, check_tools, hidden_tokens, plan_answer, resolve_thinking
 from serving.parsing.answer_format import AnswerFormat, answer_format
-from serving.parsing.pieces import CallPiece, Pieces, joined
 from serving.parsing.tools import Tools
 from serving.rate_limits import RateLimiter
 from serving.request_record import current_record, note_answers
@@ -62,80 +59,6 @@ class Turn:
     param: str = "model"
     tools: Tools | None = None
     thinking: bool | None = None
-
-
-@dataclass(frozen=True)
-class AnswerDelta(TokenDelta):
-    """`text` is content only: thoughts are in `reasoning`, tool calls in `calls`."""
-
-    reasoning: str = ""
-    calls: tuple[CallPiece, ...] = ()
-
-
-class Answer:
-    """A running answer. Iterate inside `async with`; leaving it early stops the work."""
-
-    def __init__(self, model: str, base: str, versions: list[AdapterVersion], stream: TokenStream, plan: AnswerPlan):
-        self.model = model  # as it was asked for
-        self._plan = plan
-        self.versions = versions  # empty: the base alone
-        self._base = base
-        self.prompt_ids = stream.request.prompt_ids
-        self.seed = stream.request.params.seed
-        self.progress: Progress = stream.progress
-        self._stream = stream
-
-    @property
-    def prompt_tokens(self) -> int:
-        return len(self.prompt_ids)
-
-    @property
-    def adapter(self) -> str:
-        """`name@number` of what answers, joined by '+' in a blend; the base's name without adapters."""
-        return _joined(self.versions) or self._base
-
-    @property
-    def digest(self) -> str | None:
-        return "+".join(dict.fromkeys(version.digest for version in self.versions)) or None
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stream.abort()
-
-    def __aiter__(self) -> AsyncIterator[AnswerDelta]:
-        return self._as_it_is() if self._plan.plain else self._as_it_reads()
-
-    async def _as_it_is(self) -> AsyncIterator[AnswerDelta]:
-        async for delta in self._stream:
-            yield _with_pieces(delta, Pieces(delta.text))
-
-    async def _as_it_reads(self) -> AsyncIterator[AnswerDelta]:
-        reader, called = self._plan.reader(), False
-        one_call = self._plan.tools is not None and not self._plan.tools.several
-        async for delta in self._stream:
-            pieces = reader.feed(delta.text)
-            if delta.finish_reason:
-                rest = reader.finish()
-                calls = joined((*pieces.calls, *rest.calls))
-                pieces = Pieces(pieces.content + rest.content, pieces.reasoning + rest.reasoning, calls)
-            called = called or bool(pieces.calls)
-            if one_call and any(piece.index for piece in pieces.calls):
-                # A second one begins, which was not wanted: the answer ends here.
-                first = tuple(piece for piece in pieces.calls if not piece.index)
-                self._stream.abort()
-                yield _with_pieces(replace(delta, finish_reason=FinishReason.TOOL_CALLS), replace(pieces, calls=first))
-                return
-            if called and not reader.cut and delta.finish_reason == FinishReason.STOP:
-                delta = replace(delta, finish_reason=FinishReason.TOOL_CALLS)
-            yield _with_pieces(delta, pieces)
-
-    def stop(self) -> None:
-        """End the answer where it is; its iteration finishes with FinishReason.ABORT."""
-        self._stream.abort()
 
 
 class ChatService:
@@ -325,7 +248,7 @@ class ChatService:
         self.usage.add(turn.key, model, used)
 
     def _label(self, leases: list[tuple[Lease, float]], request: Request) -> str:
-        return _joined(_taking_part(leases, request)) or self.base.name
+        return joined_names(_taking_part(leases, request)) or self.base.name
 
     def _end_lease(self, lease: Lease) -> None:
         self.engine.engine.bank.release(lease.version.digest)
@@ -473,26 +396,6 @@ class ChatService:
             self.registry.unless_leased(version, lambda: self.engine.engine.forget_adapter(version.digest))
 
         self.engine.post(forget)
-
-
-def _joined(versions: Sequence[AdapterVersion]) -> str:
-    return "+".join(dict.fromkeys(map(str, versions)))
-
-
-def _with_pieces(delta: TokenDelta, pieces: Pieces) -> AnswerDelta:
-    return AnswerDelta(
-        delta.request_id,
-        pieces.content,
-        delta.token_ids,
-        delta.logprobs,
-        delta.prompt_logprobs,
-        delta.finish_reason,
-        delta.cached_tokens,
-        delta.error,
-        delta.embedding,
-        pieces.reasoning,
-        pieces.calls,
-    )
 
 
 def _characters(message: Message) -> int:

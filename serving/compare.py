@@ -11,7 +11,8 @@ from typing import Self
 
 from adapters.errors import Invalid
 from adapters.renderer import Message
-from serving.chat import Answer, AnswerDelta, ChatService, Turn
+from serving.answer import Answer, AnswerDelta
+from serving.chat import ChatService, Turn
 from serving.engine.sequence import FinishReason, SamplingParams
 
 MAX_LANES = 6

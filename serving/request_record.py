@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from serving.chat import Answer
+    from serving.answer import Answer
 
 
 @dataclass(eq=False)

@@ -13,8 +13,8 @@ from pydantic import ValidationError
 from adapters.archive import PICKLES, choose_files, unpack_adapter
 from adapters.manifest import AdapterVersion
 from adapters.settings import Settings
+from serving.api.adapter_schemas import PublishRequest, RollbackRequest
 from serving.api.auth import Keys
-from serving.api.schemas import PublishRequest, RollbackRequest
 from serving.api.uploads import Form, receive_form
 from serving.files import FileStore
 from serving.lifecycle import AdapterInfo, AdapterLifecycle, Published, VersionInfo, require_under

@@ -6,8 +6,8 @@ from typing import Any
 from fastapi import APIRouter, Depends
 
 from adapters.aliases import Alias
+from serving.api.adapter_schemas import AliasRequest
 from serving.api.auth import Keys
-from serving.api.schemas import AliasRequest
 from serving.chat import ChatService
 
 

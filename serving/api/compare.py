@@ -8,9 +8,9 @@ from fastapi import APIRouter, Request, Response
 
 from adapters.errors import Invalid
 from serving.api.auth import caller_of
+from serving.api.chat_schemas import CompareRequest
 from serving.api.declared import EVENTS
 from serving.api.errors import error_body, failure_event
-from serving.api.schemas import CompareRequest
 from serving.api.streaming import event_stream
 from serving.chat import ChatService
 from serving.compare import Comparison, Lane, compare

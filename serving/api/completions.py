@@ -7,12 +7,13 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from adapters.errors import Invalid, renaming
+from serving.answer import AnswerDelta
 from serving.api.auth import Caller, caller_of
+from serving.api.chat_schemas import ChatCompletionRequest
 from serving.api.declared import ChatCompletion, answers
 from serving.api.dialects import Blend, chosen
 from serving.api.reply import Reply, logprob_entry
-from serving.api.schemas import ChatCompletionRequest
-from serving.chat import AnswerDelta, ChatService, Turn
+from serving.chat import ChatService, Turn
 from serving.engine.sequence import TokenLogprob
 from serving.parsing.pieces import CallPiece
 

@@ -10,12 +10,13 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
 from adapters.errors import Conflict, renaming
+from serving.answer import Answer
 from serving.api.auth import Caller, caller_of
 from serving.api.errors import error_body
 from serving.api.reply import adapter_headers
-from serving.api.schemas import EmbeddingRequest, check_token_ids
 from serving.api.streaming import unless_disconnected
-from serving.chat import Answer, ChatService, Turn
+from serving.api.text_schemas import EmbeddingRequest, check_token_ids
+from serving.chat import ChatService, Turn
 from serving.engine.sequence import SamplingParams, TokenDelta
 
 # Inputs of one body that are in the queue together: enough to fill steps, and no more than leave room for others.

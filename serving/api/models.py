@@ -13,9 +13,9 @@ from adapters.errors import BianlianError
 from adapters.manifest import AdapterVersion
 from adapters.registry import BASE_ALIAS
 from adapters.settings import Settings
+from serving.api.adapter_schemas import LoadAdapterRequest, UnloadAdapterRequest
 from serving.api.auth import Keys
 from serving.api.declared import TEXT, ModelCard, ModelList, Unloaded
-from serving.api.schemas import LoadAdapterRequest, UnloadAdapterRequest
 from serving.chat import ChatService
 from serving.lifecycle import require_under
 

@@ -12,10 +12,11 @@ from typing import Any
 from fastapi import Request, Response
 from fastapi.responses import JSONResponse
 
+from serving.answer import Answer, AnswerDelta
 from serving.api.errors import error_body, failure_event
 from serving.api.schemas import StreamOptions
 from serving.api.streaming import event_stream, unless_disconnected
-from serving.chat import Answer, AnswerDelta, ChatService
+from serving.chat import ChatService
 from serving.engine.sequence import FinishReason, TokenLogprob
 from serving.parsing.pieces import CallPiece, joined
 

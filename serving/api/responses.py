@@ -13,13 +13,14 @@ from fastapi.responses import JSONResponse
 
 from adapters.errors import Invalid, NotFound, renaming
 from adapters.renderer import Message
+from serving.answer import Answer
 from serving.api.auth import Caller, caller_of
 from serving.api.errors import error_body, failure_event
 from serving.api.reply import Choice, adapter_headers
 from serving.api.response_items import ItemStatus, Output
 from serving.api.response_schemas import ResponseRequest
 from serving.api.streaming import event_stream, unless_disconnected
-from serving.chat import Answer, ChatService, Turn
+from serving.chat import ChatService, Turn
 from serving.engine.sequence import FinishReason, SamplingParams
 from serving.response_store import ResponseStore, StoredResponse
 

@@ -7,12 +7,13 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from adapters.errors import Invalid
+from serving.answer import Answer, AnswerDelta
 from serving.api.auth import Caller, caller_of
 from serving.api.declared import TextCompletion, answers
 from serving.api.dialects import Blend, chosen
 from serving.api.reply import Reply
-from serving.api.schemas import DEFAULT_TEXT_TOKENS, TextCompletionRequest, check_token_ids
-from serving.chat import Answer, AnswerDelta, ChatService, Turn
+from serving.api.text_schemas import DEFAULT_TEXT_TOKENS, TextCompletionRequest, check_token_ids
+from serving.chat import ChatService, Turn
 from serving.engine.detokenizer import Detokenizer
 from serving.engine.sequence import TokenLogprob
 

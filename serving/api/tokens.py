@@ -4,7 +4,7 @@ from typing import Any
 
 from fastapi import APIRouter
 
-from serving.api.schemas import DetokenizeRequest, TokenizeRequest, check_token_ids
+from serving.api.text_schemas import DetokenizeRequest, TokenizeRequest, check_token_ids
 from serving.chat import ChatService, Turn
 
 

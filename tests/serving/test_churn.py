@@ -26,8 +26,9 @@ from adapters.registry import AdapterRegistry
 from adapters.renderer import ChatRenderer, Message
 from adapters.settings import Settings
 from adapters.store import AdapterStore
+from serving.answer import Answer
 from serving.async_engine import AsyncEngine
-from serving.chat import Answer, ChatService, Turn
+from serving.chat import ChatService, Turn
 from serving.engine.engine import BLOCK_SIZE, Engine
 from serving.engine.kv_cache import KVCache
 from serving.engine.sequence import FinishReason, SamplingParams, Sequence

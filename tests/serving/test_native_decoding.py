@@ -89,7 +89,13 @@ def test_a_step_in_one_call_says_what_its_operations_say(
     calls: list[int] = []
     whole = NativeKernels.decode_layers
     monkeypatch.setattr(NativeKernels, "decode_layers", lambda *args: (calls.append(1), whole(*args))[1])
-    options = {"kv_cache_memory": 0.05, "max_running": 20, "adapter_slots": 2, "max_batch_tokens": 48, "quantize": quantize}
+    options = {
+        "kv_cache_memory": 0.05,
+        "max_running": 20,
+        "adapter_slots": 2,
+        "max_batch_tokens": 48,
+        "quantize": quantize,
+    }
     answers = []
     for kernels in (cpu, LAYER_BY_LAYER):
         base = load_base(str(directory), device="cpu", dtype="bfloat16")

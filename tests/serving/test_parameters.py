@@ -8,7 +8,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from serving.api.schemas import ChatCompletionRequest, TextCompletionRequest
+from serving.api.chat_schemas import ChatCompletionRequest
+from serving.api.text_schemas import TextCompletionRequest
 from tests import tiny
 from tests.serving.running import RunningServer, running_server
 from tests.serving.test_api import QUESTION, settings_for

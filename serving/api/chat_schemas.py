@@ -1,0 +1,282 @@
+"""Bodies of chat completions and comparisons."""
+
+import json
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from adapters.renderer import Message
+from serving.api.schemas import (
+    MAX_CHOICES,
+    MAX_TOP_LOGPROBS,
+    AdapterFields,
+    Body,
+    Sampling,
+    StreamOptions,
+    has_half_surrogates,
+)
+from serving.chat import MAX_SCALE
+from serving.parsing.tools import Function, Tools
+
+MAX_TOOLS = 128  # as OpenAI has it
+
+
+class Misfit(ValueError):
+    """A field that does not go with the others."""
+
+    def __init__(self, message: str, param: str):
+        super().__init__(message)
+        self.param = param
+
+
+class TextPart(Body):
+    type: Literal["text"]
+    text: str
+
+
+class CalledFunction(Body):
+    name: str
+    arguments: str
+
+    @field_validator("arguments")
+    @classmethod
+    def an_object(cls, value: str) -> str:
+        arguments = _parsed(value)
+        if not isinstance(arguments, dict) or has_half_surrogates(arguments):
+            raise ValueError("arguments must be a JSON object, as text")
+        return value
+
+
+class ToolCall(Body):
+    """A call of an earlier turn, as it was answered."""
+
+    id: str
+    type: Literal["function"] = "function"
+    function: CalledFunction
+    index: int | None = None  # clients that join a stream's chunks leave it in
+
+    def plain(self) -> dict[str, Any]:
+        function = {"name": self.function.name, "arguments": _parsed(self.function.arguments)}
+        return {"id": self.id, "type": "function", "function": function}
+
+
+class ChatMessage(Body):
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[TextPart] | None = None
+    name: str | None = None  # in a tool's answer; elsewhere without effect: chat templates have no place for it
+    provider_specific_fields: dict[str, Any] = {}  # LiteLLM's notes on an answer, in what it sends back as history
+    tool_calls: list[ToolCall] | None = None
+    tool_call_id: str | None = None
+    reasoning_content: str | None = None
+    # What answers carry and clients send back, always without a value.
+    refusal: None = None
+    audio: None = None
+    function_call: None = None
+    annotations: list[Any] | None = Field(default=None, max_length=0)
+
+    @model_validator(mode="after")
+    def fits_its_role(self) -> "ChatMessage":
+        if self.content is None and not (self.role == "assistant" and (self.tool_calls or self.reasoning_content)):
+            raise ValueError(f"content is required in a message of role '{self.role}'")
+        for field in ("tool_calls", "reasoning_content"):
+            if getattr(self, field) is not None and self.role != "assistant":
+                raise ValueError(f"{field} belongs to role 'assistant', not '{self.role}'")
+        if (self.role == "tool") != (self.tool_call_id is not None):
+            raise ValueError("tool_call_id goes with role 'tool', and with no other")
+        return self
+
+    def plain(self) -> Message:
+        parts = self.content or ""
+        content = parts if isinstance(parts, str) else "".join(part.text for part in parts)
+        message: Message = {"role": "system" if self.role == "developer" else self.role, "content": content}
+        if self.tool_calls:
+            message["tool_calls"] = [call.plain() for call in self.tool_calls]
+        if self.tool_call_id is not None:
+            message["tool_call_id"] = self.tool_call_id
+            if self.name is not None:
+                message["name"] = self.name
+        if self.reasoning_content is not None:
+            message["reasoning_content"] = self.reasoning_content
+        return message
+
+
+FunctionName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
+
+
+class FunctionDefinition(Body):
+    name: FunctionName
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class Tool(Body):
+    type: Literal["function"]
+    function: FunctionDefinition
+
+    def offered(self, number: int) -> Function:
+        """Without parameters it takes none. `strict` is for the server; models have not seen it."""
+        schema = self.function.parameters
+        schema = {"type": "object", "properties": {}, "additionalProperties": False} if schema is None else schema
+        declared = {"name": self.function.name, "description": self.function.description or "", "parameters": schema}
+        return Function(
+            self.function.name,
+            {"type": "function", "function": declared},
+            schema,
+            strict=bool(self.function.strict),
+            param=f"tools.{number}.function.parameters",
+        )
+
+
+class ChosenName(Body):
+    name: FunctionName
+
+
+class ChosenFunction(Body):
+    type: Literal["function"]
+    function: ChosenName
+
+
+class TemplateOptions(Body):
+    """Of what vLLM passes on to the chat template, the one that is known here."""
+
+    enable_thinking: bool
+
+
+class ChatCompletionRequest(AdapterFields, Sampling):
+    messages: list[ChatMessage] = Field(min_length=1)
+    max_completion_tokens: int | None = Field(default=None, ge=1)
+    n: int = Field(default=1, ge=1, le=MAX_CHOICES)
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    logprobs: bool = False
+    top_logprobs: int | None = Field(default=None, ge=0, le=MAX_TOP_LOGPROBS)
+    tools: list[Tool] | None = Field(default=None, max_length=MAX_TOOLS)
+    tool_choice: Literal["none", "auto", "required"] | ChosenFunction | None = None
+    parallel_tool_calls: bool | None = None
+    thinking: bool | None = None
+    chat_template_kwargs: TemplateOptions | None = None
+    reasoning_effort: Literal["none"] | None = None
+    # Without effect; docs/api.md says of each why that is no lie. A value that asks for more is refused.
+    safety_identifier: str | None = None
+    metadata: dict[str, str] = {}
+    store: Literal[False] = False
+    service_tier: Literal["auto", "default"] = "auto"
+    modalities: list[Literal["text"]] = []
+    verbosity: Literal["medium"] = "medium"
+    prompt_cache_key: str | None = None
+    prompt_cache_retention: Literal["in_memory"] = "in_memory"
+
+    @field_validator("tool_choice", mode="before")
+    @classmethod
+    def known_choice(cls, value: Any) -> Any:
+        named = isinstance(value, dict) and value.get("type") == "function"
+        if value not in (None, "none", "auto", "required") and not named:
+            raise ValueError(
+                'tool_choice takes \'none\', \'auto\', \'required\' or {"type": "function", "function": {"name": …}}'
+            )
+        return value
+
+    @field_validator("reasoning_effort", mode="before")
+    @classmethod
+    def no_degrees(cls, value: Any) -> Any:
+        if value not in (None, "none"):
+            raise ValueError(
+                "only reasoning_effort 'none' is supported: thinking has no degrees here; send thinking=true instead"
+            )
+        return value
+
+    @model_validator(mode="after")
+    def consistent(self) -> "ChatCompletionRequest":
+        if self.stream_options is not None and not self.stream:
+            raise ValueError("stream_options is only allowed with stream=true")
+        if self.top_logprobs is not None and not self.logprobs:
+            raise ValueError("top_logprobs needs logprobs=true")
+        if self.max_tokens is not None and self.max_completion_tokens not in (None, self.max_tokens):
+            raise ValueError("max_tokens and max_completion_tokens differ; send one of them")
+        return self
+
+    @model_validator(mode="after")
+    def answered(self) -> "ChatCompletionRequest":
+        """Every tool message answers a call made before it."""
+        called: set[str] = set()
+        for number, message in enumerate(self.messages):
+            if message.tool_call_id is not None and message.tool_call_id not in called:
+                field = f"messages.{number}.tool_call_id"
+                raise Misfit(
+                    f"{field} is '{message.tool_call_id}', which no assistant message before it has in its tool_calls",
+                    field,
+                )
+            called |= {call.id for call in message.tool_calls or []}
+        return self
+
+    @model_validator(mode="after")
+    def tools_agree(self) -> "ChatCompletionRequest":
+        if self.tools is None and self.tool_choice not in (None, "none", "auto"):
+            raise Misfit("tool_choice asks for a call, but there are no tools", "tool_choice")
+        return self
+
+    @model_validator(mode="after")
+    def thinking_agrees(self) -> "ChatCompletionRequest":
+        sent = {
+            "thinking": self.thinking,
+            "chat_template_kwargs.enable_thinking": self.chat_template_kwargs
+            and self.chat_template_kwargs.enable_thinking,
+            "reasoning_effort": None if self.reasoning_effort is None else False,
+        }
+        given = {name: value for name, value in sent.items() if value is not None}
+        if len(set(given.values())) > 1:
+            raise Misfit(f"{' and '.join(given)} contradict each other; send one of them", next(iter(given)))
+        return self
+
+    @property
+    def thinking_field(self) -> str:
+        """The one that says whether the model thinks."""
+        sent = [name for name in ("thinking", "chat_template_kwargs") if getattr(self, name) is not None]
+        return (sent or ["reasoning_effort"])[0]
+
+    @property
+    def thinks(self) -> bool | None:
+        if self.thinking is not None:
+            return self.thinking
+        if self.chat_template_kwargs is not None:
+            return self.chat_template_kwargs.enable_thinking
+        return None if self.reasoning_effort is None else False
+
+    @property
+    def offered(self) -> Tools | None:
+        if self.tools is None:
+            return None
+        functions = tuple(tool.offered(number) for number, tool in enumerate(self.tools))
+        parallel = self.parallel_tool_calls is not False
+        if isinstance(self.tool_choice, ChosenFunction):
+            return Tools(functions, "required", only=self.tool_choice.function.name, parallel=parallel)
+        return Tools(functions, self.tool_choice or "auto", parallel=parallel)
+
+    @property
+    def token_limit(self) -> int | None:
+        return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+
+    @property
+    def reported_logprobs(self) -> int | None:
+        return (self.top_logprobs or 0) if self.logprobs else None
+
+
+class LaneChoice(Body):
+    model: str
+    scale: float = Field(default=1.0, ge=-MAX_SCALE, le=MAX_SCALE)
+    system: str | None = None
+
+
+class CompareRequest(Sampling):
+    messages: list[ChatMessage] = Field(min_length=1)
+    lanes: list[LaneChoice] = Field(min_length=1)
+    thinking: bool | None = None
+
+
+def _parsed(text: str) -> Any:
+    """JSON, None where it is none."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
