@@ -276,8 +276,15 @@ def _named_path(text: str) -> tuple[str, Path]:
     return name, Path(path).expanduser()
 
 
-def _require_key_beyond_loopback(settings: Settings) -> None:
-    if settings.host in LOOPBACK or settings.api_key or settings.admin_key:
+def _require_key_if_exposed(settings: Settings) -> None:
+    """Invalid when people elsewhere, or pages from anywhere, could use a server without keys."""
+    if settings.host not in LOOPBACK:
+        exposed, param = f"host {settings.host} is reachable from other machines", "host"
+    elif "*" in settings.cors_origins:
+        exposed, param = "with '*' every page anybody here opens could load and unload adapters", "cors_origins"
+    else:
+        return
+    if settings.api_key or settings.admin_key:
         return
     from serving.database.database import Database
     from serving.keys import KeyStore
@@ -286,9 +293,8 @@ def _require_key_beyond_loopback(settings: Settings) -> None:
     try:
         if not KeyStore(database).any_exist():
             raise Invalid(
-                f"host {settings.host} is reachable from other machines; make a key first with `bianlian keys create`, "
-                "or set --api-key and --admin-key",
-                param="host",
+                f"{exposed}; make a key first with `bianlian keys create`, or set --api-key and --admin-key",
+                param=param,
             )
     finally:
         database.close()
@@ -363,7 +369,7 @@ def serve(
         database=database,
         ui=False if no_ui else None,
     )
-    _require_key_beyond_loopback(settings)
+    _require_key_if_exposed(settings)
     configure_logging(settings.log_format)
     typer.echo(f"loading {settings.base}")
     run_server(build_services(settings))
@@ -385,7 +391,7 @@ def demo(
     from serving.own_thread import run_on_own_thread
 
     settings = load_settings(port=port)
-    _require_key_beyond_loopback(settings)
+    _require_key_if_exposed(settings)
     configure_logging(settings.log_format)
     base = run_on_own_thread(load_base, device=settings.device, dtype=settings.dtype)
     store = AdapterStore(settings.store)

@@ -6,7 +6,7 @@ import tomllib
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError, ValidationInfo, field_validator
+from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 from adapters.errors import Invalid, nearest
@@ -86,12 +86,10 @@ class Settings(BaseSettings):
 
     @field_validator("cors_origins")
     @classmethod
-    def origins(cls, value: list[str], info: ValidationInfo) -> list[str]:
+    def origins(cls, value: list[str]) -> list[str]:
         for origin in value:
             if origin != "*" and not _ORIGIN.fullmatch(origin):
                 raise ValueError(f"'{origin}' is no origin; write https://app.example or http://localhost:5173")
-        if "*" in value and not (info.data.get("api_key") or info.data.get("admin_key")):
-            raise ValueError("with '*' every page anybody here opens could load and unload adapters; set keys first")
         return value
 
     @property

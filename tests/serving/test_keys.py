@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import httpx
 import pytest
@@ -187,14 +188,17 @@ def test_the_page_asks_for_a_key_once_there_is_one_and_until_it_is_revoked(tiny_
         assert shut_out()
 
 
-def test_a_host_that_others_reach_needs_a_key_and_one_in_the_database_will_do(tmp_path: Path) -> None:
-    settings = Settings(home=tmp_path, host="0.0.0.0")
+@pytest.mark.parametrize("exposed", [{"host": "0.0.0.0"}, {"cors_origins": ["*"]}])
+def test_what_others_can_reach_needs_a_key_and_one_in_the_database_will_do(
+    exposed: dict[str, Any], tmp_path: Path
+) -> None:
+    settings = Settings(home=tmp_path, **exposed)
     with pytest.raises(Invalid, match="bianlian keys create"):
-        app._require_key_beyond_loopback(settings)
+        app._require_key_if_exposed(settings)
     database = Database(settings.database_url)
     KeyStore(database).create("made")
     database.close()
-    app._require_key_beyond_loopback(settings)
+    app._require_key_if_exposed(settings)
 
 
 @pytest.mark.parametrize(
