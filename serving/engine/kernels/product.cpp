@@ -47,21 +47,51 @@ inline __m512 widened(const uint16_t* p) {
     return (__m512)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)), 16);
 }
 
-// As above for weights of 4 bits, unpacked: whole groups, each with a scale and a zero point for every output feature.
-// totals: of each row's inputs by group, at a distance of `groups` between rows.
-template <int R>
-inline void accumulate_groups(float* sums, const uint16_t* x, int64_t in, const uint16_t* unpacked,
+// Twice the sixteen values of 4 bits, -8 to 7: the lookup goes by five bits, and the fifth belongs to the next value.
+alignas(64) const uint16_t VALUES[32] = {0xc100, 0xc0e0, 0xc0c0, 0xc0a0, 0xc080, 0xc040, 0xc000, 0xbf80,
+                                         0x0000, 0x3f80, 0x4000, 0x4040, 0x4080, 0x40a0, 0x40c0, 0x40e0,
+                                         0xc100, 0xc0e0, 0xc0c0, 0xc0a0, 0xc080, 0xc040, 0xc000, 0xbf80,
+                                         0x0000, 0x3f80, 0x4000, 0x4040, 0x4080, 0x40a0, 0x40c0, 0x40e0};
+
+// Two input features of a panel: each 16 bits of `packed` hold four values, one of each vector.
+inline void unpack(__m512i* w, const uint16_t* packed, __m512i table) {
+    const __m512i four = _mm512_loadu_si512(packed);
+    w[0] = _mm512_permutexvar_epi16(four, table);
+    w[1] = _mm512_permutexvar_epi16(_mm512_srli_epi16(four, 4), table);
+    w[2] = _mm512_permutexvar_epi16(_mm512_srli_epi16(four, 8), table);
+    w[3] = _mm512_permutexvar_epi16(_mm512_srli_epi16(four, 12), table);
+}
+
+// `depth` input features of a panel, for more rows than share a load of the weights.
+inline void unpack(uint16_t* unpacked, const uint16_t* packed, int64_t depth) {
+    const __m512i table = _mm512_load_si512(VALUES);
+    for (int64_t k = 0; k < depth; k += 2, packed += PANEL / 2, unpacked += 2 * PANEL) {
+        __m512i w[VECTORS];
+        unpack(w, packed, table);
+        for (int v = 0; v < VECTORS; v++) _mm512_store_si512(unpacked + 32 * v, w[v]);
+    }
+}
+
+// As above for weights of 4 bits, packed or unpacked: whole groups, each with a scale and a zero point for every output
+// feature. totals: of each row's inputs by group, at a distance of `groups` between rows.
+template <int R, bool PACKED>
+inline void accumulate_groups(float* sums, const uint16_t* x, int64_t in, const uint16_t* weights,
                               const uint16_t* scales, const float* totals, int64_t groups, int64_t depth) {
-    for (int64_t k = 0; k < depth; k += GROUP, unpacked += GROUP * PANEL, scales += 2 * PANEL, totals++) {
+    const __m512i table = _mm512_load_si512(VALUES);
+    constexpr int64_t TWO = PACKED ? PANEL / 2 : 2 * PANEL;  // input features, in `weights`
+    for (int64_t k = 0; k < depth; k += GROUP, scales += 2 * PANEL, totals++) {
         __m512 s[R][VECTORS] = {};
-        for (int64_t j = 0; j < GROUP; j += 2) {
-            __m512bh w[VECTORS];
-            for (int v = 0; v < VECTORS; v++) w[v] = (__m512bh)_mm512_load_si512(unpacked + j * PANEL + 32 * v);
+        for (int64_t j = 0; j < GROUP; j += 2, weights += TWO) {
+            __m512i read[VECTORS];
+            if (PACKED)
+                unpack(read, weights, table);
+            else
+                for (int v = 0; v < VECTORS; v++) read[v] = _mm512_load_si512(weights + 32 * v);
             for (int r = 0; r < R; r++) {
                 int32_t two;
                 std::memcpy(&two, x + r * in + k + j, sizeof two);
                 const __m512bh input = (__m512bh)_mm512_set1_epi32(two);
-                for (int v = 0; v < VECTORS; v++) s[r][v] = _mm512_dpbf16_ps(s[r][v], w[v], input);
+                for (int v = 0; v < VECTORS; v++) s[r][v] = _mm512_dpbf16_ps(s[r][v], (__m512bh)read[v], input);
             }
         }
         for (int v = 0; v < VECTORS; v++) {
@@ -72,23 +102,6 @@ inline void accumulate_groups(float* sums, const uint16_t* x, int64_t in, const 
                 _mm512_store_ps(to, _mm512_fmadd_ps(_mm512_set1_ps(totals[r * groups]), zero, sum));
             }
         }
-    }
-}
-
-// unpacked (depth / 2, PANEL, 2) = the values of 4 bits in `packed`, -8 to 7; each 16 bits hold four of them, one of each
-// vector.
-inline void unpack(uint16_t* unpacked, const uint16_t* packed, int64_t depth) {
-    // Twice the same sixteen: the lookup goes by five bits, and the fifth belongs to the next value.
-    alignas(64) static const uint16_t values[32] = {
-        0xc100, 0xc0e0, 0xc0c0, 0xc0a0, 0xc080, 0xc040, 0xc000, 0xbf80, 0, 0x3f80, 0x4000, 0x4040, 0x4080, 0x40a0, 0x40c0, 0x40e0,
-        0xc100, 0xc0e0, 0xc0c0, 0xc0a0, 0xc080, 0xc040, 0xc000, 0xbf80, 0, 0x3f80, 0x4000, 0x4040, 0x4080, 0x40a0, 0x40c0, 0x40e0};
-    const __m512i table = _mm512_load_si512(values);
-    for (int64_t k = 0; k < depth; k += 2, packed += PANEL / 2, unpacked += 2 * PANEL) {
-        const __m512i four = _mm512_loadu_si512(packed);
-        _mm512_store_si512(unpacked, _mm512_permutexvar_epi16(four, table));
-        _mm512_store_si512(unpacked + 32, _mm512_permutexvar_epi16(_mm512_srli_epi16(four, 4), table));
-        _mm512_store_si512(unpacked + 64, _mm512_permutexvar_epi16(_mm512_srli_epi16(four, 8), table));
-        _mm512_store_si512(unpacked + 96, _mm512_permutexvar_epi16(_mm512_srli_epi16(four, 12), table));
     }
 }
 
@@ -136,8 +149,12 @@ void multiply_4bit(uint16_t* out, const uint16_t* x, const uint16_t* packed, con
                    const uint16_t* bias, int64_t rows, int64_t in, int64_t width) {
     using Accumulate = void (*)(float*, const uint16_t*, int64_t, const uint16_t*, const uint16_t*, const float*,
                                 int64_t, int64_t);
-    static constexpr Accumulate of_rows[] = {accumulate_groups<1>, accumulate_groups<2>, accumulate_groups<3>,
-                                             accumulate_groups<4>, accumulate_groups<5>, accumulate_groups<6>};
+    static constexpr Accumulate of_rows[2][ROWS] = {
+        {accumulate_groups<1, false>, accumulate_groups<2, false>, accumulate_groups<3, false>,
+         accumulate_groups<4, false>, accumulate_groups<5, false>, accumulate_groups<6, false>},
+        {accumulate_groups<1, true>, accumulate_groups<2, true>, accumulate_groups<3, true>,
+         accumulate_groups<4, true>, accumulate_groups<5, true>, accumulate_groups<6, true>}};
+    const bool once = rows <= ROWS;  // then nothing is unpacked twice
     const int64_t groups = in / GROUP;
     std::vector<float> totals(rows * groups);
 #pragma omp parallel
@@ -157,10 +174,11 @@ void multiply_4bit(uint16_t* out, const uint16_t* x, const uint16_t* packed, con
             std::memset(sums.data, 0, rows * PANEL * sizeof(float));
             for (int64_t k = 0; k < in; k += UNPACKED) {
                 const int64_t depth = in - k < UNPACKED ? in - k : UNPACKED;
-                unpack(unpacked.data, packed + (column * in + k * PANEL) / 4, depth);
+                const uint16_t* panel = packed + (column * in + k * PANEL) / 4;
+                if (!once) unpack(unpacked.data, panel, depth);
                 for (int64_t row = 0; row < rows; row += ROWS) {
                     const int64_t count = rows - row < ROWS ? rows - row : ROWS;
-                    of_rows[count - 1](sums.data + row * PANEL, x + row * in + k, in, unpacked.data,
+                    of_rows[once][count - 1](sums.data + row * PANEL, x + row * in + k, in, once ? panel : unpacked.data,
                                        scales + 2 * (column * in + k * PANEL) / GROUP,
                                        totals.data() + row * groups + k / GROUP, groups, depth);
                 }
