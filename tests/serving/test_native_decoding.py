@@ -13,7 +13,7 @@ from serving.engine.engine import Engine
 from serving.engine.kernels import cpu, native
 from serving.engine.kernels.native import NativeKernels
 from serving.engine.kernels.packed_linear import PackedLinear
-from serving.engine.kernels.quantized import Int4Linear
+from serving.engine.kernels.quantized import Int4Linear, Int8Linear
 from tests.serving.test_engine import assert_nothing_held, drain, random_prompts, request, tokens_of, version_of
 from tests.serving.test_families import FAMILIES, save_family
 from tests.tiny import save_adapter
@@ -43,15 +43,16 @@ def test_products_of_few_rows_are_right_and_rows_do_not_depend_on_company(shape:
                 assert torch.equal(packed(x), alone)
 
 
+@pytest.mark.parametrize("layer", [Int4Linear, Int8Linear])
 @pytest.mark.parametrize("bias", [False, True])
-def test_products_with_4_bit_weights_are_those_of_the_rounded_weights(
-    bias: bool, monkeypatch: pytest.MonkeyPatch
+def test_products_with_quantised_weights_are_those_of_the_rounded_weights(
+    layer: type[Int4Linear] | type[Int8Linear], bias: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.manual_seed(0)
     linear = nn.Linear(320, 208, bias=bias, dtype=torch.bfloat16).requires_grad_(False)
-    ours = Int4Linear(linear.weight, linear.bias)
+    ours = layer(linear.weight, linear.bias)
     monkeypatch.setattr(native, "load", lambda: None)
-    theirs = Int4Linear(linear.weight, linear.bias)  # the same rounding, on PyTorch's kernel
+    theirs = layer(linear.weight, linear.bias)  # the same rounding, on PyTorch's kernel
     assert ours.native is not None and theirs.native is None
     assert torch.equal(ours.weight, theirs.weight)
     x = torch.randn(40, 320).bfloat16()
