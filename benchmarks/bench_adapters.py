@@ -12,6 +12,7 @@ import asyncio
 import itertools
 import os
 import random
+import re
 import shutil
 import statistics
 import tempfile
@@ -211,21 +212,27 @@ def models_latency_ms(url: str, times: int = 9) -> float:
     return statistics.median(waits) * 1000
 
 
+def activations(url: str) -> int:
+    """How often the server has brought an adapter into a slot."""
+    scraped = httpx.get(f"{url}/metrics", timeout=60).raise_for_status().text
+    [count] = re.findall(r"^bianlian_adapter_activations_total (\S+)$", scraped, re.M)
+    return int(float(count))
+
+
 def measure(root: Path, registered: int, traffic: Traffic) -> dict[str, Any]:
     names = publish_many(root / "many", registered)
     publish_many(root / "few", FEW)
-    counted = root / "activations"
-    environment = {"BIANLIAN_ADAPTER_SLOTS": str(SLOTS), "BENCH_ACTIVATIONS": str(counted)}
+    environment = {"BIANLIAN_ADAPTER_SLOTS": str(SLOTS)}
     few_server = Server(BUNDLED_BASE, root / "few", environment=environment)
-    many_server = Server(BUNDLED_BASE, root / "many", environment=environment, module="benchmarks.counted_server")
+    many_server = Server(BUNDLED_BASE, root / "many", environment=environment)
     with few_server as few, many_server as many:
         figures: dict[str, Any] = {
             "models_ms": {"10": models_latency_ms(few.url), str(registered): models_latency_ms(many.url)},
             "churn": churn(many.url, names, traffic),
             "swap": swap_extra_ms(many.url, names, pairs=60),
             "per_token": registered_ratio(few.url, many.url, names, traffic),
+            "activations": activations(many.url),
         }
-    figures["activations"] = int(counted.read_text("ascii"))
     figures["disk_to_ready"] = {"shape": "0.6b", "rank": 16} | disk_to_ready_ms(root, "0.6b", 16, 5)
     return figures
 
