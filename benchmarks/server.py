@@ -16,7 +16,7 @@ READY_WITHIN_S = 300
 
 
 class Server:
-    """Prefix cache off, no UI."""
+    """Prefix cache off, no UI. `module` may name another program with the same command line as `app`."""
 
     def __init__(
         self,
@@ -25,13 +25,14 @@ class Server:
         *,
         adapters: dict[str, Path] | None = None,
         quantize: str = "none",
+        module: str = "app",
         environment: dict[str, str] | None = None,
     ):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         self.url = f"http://127.0.0.1:{port}"
-        command = [sys.executable, "-m", "app", "serve", "--base", str(base), "--port", str(port), "--no-ui"]
+        command = [sys.executable, "-m", module, "serve", "--base", str(base), "--port", str(port), "--no-ui"]
         command += ["--quantize", quantize]
         for name, path in (adapters or {}).items():
             command += ["--adapter", f"{name}={path}"]
