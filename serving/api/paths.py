@@ -25,10 +25,15 @@ class PathSpellings:
         if scope["type"] != "http" or not (path.startswith("/v1/") or path in ("/v1", *OPERATIONS)):
             await self.app(scope, receive, send)
             return
-        scope = {**scope, "path": path.rstrip("/")}
-        if scope["method"] != "HEAD":
-            await self.app(scope, receive, send)
-            return
+        scope.setdefault("state", {})
+        head = scope["method"] == "HEAD"
+        spelled = {**scope, "path": path.rstrip("/"), "method": "GET" if head else scope["method"]}
+        try:
+            await (self._without_body if head else self.app)(spelled, receive, send)
+        finally:
+            scope["route"] = spelled.get("route")  # for the log, which is further out and knows the other scope
+
+    async def _without_body(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = False
 
         async def head_only(message: Message) -> None:
@@ -41,7 +46,7 @@ class PathSpellings:
         async def until_started() -> Message:
             return {"type": "http.disconnect"} if started else await receive()  # an event stream ends here
 
-        await self.app({**scope, "method": "GET"}, until_started, head_only)
+        await self.app(scope, until_started, head_only)
 
 
 def unknown_router(known: Sequence[BaseRoute]) -> APIRouter:

@@ -65,7 +65,9 @@ class RequestLog:
             self._note(scope, record, status or GONE, time.perf_counter() - started)
 
     def _endpoint(self, scope: Scope) -> str:
-        path = getattr(scope.get("route"), "path", scope["path"])  # refused before it was routed: as it was sent
+        path = (
+            getattr(scope.get("route"), "path", None) or scope["path"]
+        )  # refused before it was routed: as it was sent
         return path if path in self.endpoints else _OTHER
 
     def _note(self, scope: Scope, record: RequestRecord, status: int, duration_s: float) -> None:

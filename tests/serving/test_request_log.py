@@ -99,8 +99,15 @@ def test_errors_are_logged_with_their_code_and_carry_an_id(server: RunningServer
     ids = [reply.headers["x-request-id"] for reply in replies]
     assert len(set(ids)) == 5
     found = [(line["id"], line["status"], line["error"]) for line in requests_in(lines, 5)]
-    codes = ["model_not_found", "authentication_error", "unsupported_parameter", "request_too_large", "not_found_error"]
+    codes = ["model_not_found", "invalid_api_key", "unsupported_parameter", "request_too_large", "not_found_error"]
     assert found == list(zip(ids, [404, 401, 400, 413, 404], codes, strict=True))
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_a_path_with_a_name_in_it_is_logged_by_its_pattern(server: RunningServer, lines: Lines, method: str) -> None:
+    httpx.request(method, f"{server.url}/v1/models/r8/", headers=HEADERS)
+    [line] = requests_in(lines, 1)
+    assert (line["method"], line["endpoint"], line["status"]) == (method, "/v1/models/{model_id:path}", 200)
 
 
 @pytest.mark.parametrize("sent", ["", "two words", "x" * 129, 'a"b', "天"])
