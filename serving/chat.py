@@ -15,7 +15,7 @@ from pathlib import Path
 from adapters.aliases import AliasStore
 from adapters.base_model import BaseModel
 from adapters.errors import Conflict, Invalid, naming
-from adapters.manifest import AdapterVersion, check_name
+from adapters.manifest import AdapterVersion, check_name, split_reference
 from adapters.registry import BASE_ALIAS, AdapterRegistry, Lease
 from adapters.renderer import ChatRenderer, Message
 from serving.answer import Answer, joined_names
@@ -178,6 +178,8 @@ class ChatService:
             raise Invalid("the base model cannot be unloaded; stop the server instead", param="lora_name")
         with naming("lora_name"):
             version = self.registry.resolve(check_name(name, param="lora_name"))
+            if not force:
+                self.aliases.require_unused(lambda model: split_reference(model)[0] == version.name)
         shared = self.registry.is_offered_elsewhere(version)  # then requests on these weights can go on
         running = 0 if shared else self.registry.leases(version)
         if running and not force:

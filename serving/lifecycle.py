@@ -159,7 +159,7 @@ class AdapterLifecycle:
         try:
             return self.registry.resolve(model) in doomed
         except BianlianError:
-            return False  # it means nothing now
+            return which in {str(version.number) for version in doomed}  # unloaded; it would mean it again
 
     def _require_adapter(self, reference: str) -> None:
         if self.chat.is_base(reference):

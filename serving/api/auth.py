@@ -15,10 +15,12 @@ from serving.rate_limits import RateLimiter
 @dataclass(frozen=True)
 class Caller:
     """Who sent a request. `key` is the API key's name and gives nothing of it away; "" without keys. Keys of the
-    settings are called "--api-key 1", "--api-key 2", ... and "--admin-key"."""
+    settings are called "--api-key 1", "--api-key 2", ... and "--admin-key". A name can be given again after its key was
+    revoked; `id` is one key's alone."""
 
     key: str
     admin: bool
+    id: str = ""
 
     def priority(self, asked: int) -> int:
         """`asked`, if the caller may have it: anyone may step back behind others, only the admin may go ahead of them.
@@ -65,14 +67,14 @@ class Keys:
         if not key:
             return None
         if name := _name_of(key, self._admin):
-            return Caller(name, admin=True)
+            return Caller(name, admin=True, id=name)
         if name := _name_of(key, self._user):
-            return Caller(name, admin=False)
+            return Caller(name, admin=False, id=name)
         found = await self._store.database.call(self._store.find, key)
         if found is None:
             return None
         self._limits.set_limits(found.name, found.requests_per_minute, found.tokens_per_minute)
-        return Caller(found.name, found.admin)
+        return Caller(found.name, found.admin, found.prefix)
 
 
 def caller_of(request: Request) -> Caller:

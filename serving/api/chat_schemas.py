@@ -271,6 +271,7 @@ class LaneChoice(Body):
 class CompareRequest(Sampling):
     messages: list[ChatMessage] = Field(min_length=1)
     lanes: list[LaneChoice] = Field(min_length=1)
+    seed: int | None = Field(default=None, ge=-(2**63), lt=2**64)  # what the stream can repeat
     thinking: bool | None = None
 
 

@@ -37,38 +37,42 @@ class BodyLimit:
             await _refuse(scope, receive, send, limit)
             return
         received = 0
-        started = False
+        started = whole = False
 
         async def counted() -> Message:
-            nonlocal received
+            nonlocal received, whole
             message = await receive()
             received += len(message.get("body", b""))
+            whole = not message.get("more_body")
             if received > limit:
                 raise _TooLarge
             return message
 
         async def noted(message: Message) -> None:
             nonlocal started
-            started = True
-            await send(message)
+            if started or received <= limit:  # else it is what the application makes of being interrupted
+                started = True
+                await send(message)
 
         try:
             await self.app(scope, counted, noted)
         except _TooLarge:
             if started:
                 raise
-            await _refuse(scope, receive, send, limit)
+        if received > limit and not started:
+            await _refuse(scope, receive, send, limit, read=whole)
 
 
 class _TooLarge(Exception):
     pass
 
 
-async def _refuse(scope: Scope, receive: Receive, send: Send, limit: int) -> None:
+async def _refuse(scope: Scope, receive: Receive, send: Send, limit: int, *, read: bool = False) -> None:
+    """`read`: the client has sent all it had to."""
     # Closing while the client still sends would reset the connection, and our answer with it; what it sends is read and
     # thrown away, up to a bound.
     discarded = 0
-    while discarded < MAX_DISCARDED_BYTES:
+    while not read and discarded < MAX_DISCARDED_BYTES:
         part = await receive()
         discarded += len(part.get("body", b""))
         if part["type"] != "http.request" or not part.get("more_body"):

@@ -42,7 +42,7 @@ def responses_router(chat: ChatService, store: ResponseStore) -> APIRouter:
             if body.store is not False:
                 said: Message = {"role": "assistant", "content": run.output.text}
                 stored = StoredResponse(orjson.dumps(run.response()), (*conversation, said))
-                store.put(caller.key, run.id, stored)
+                store.put(caller.id, run.id, stored)
 
         events = run.events(keep)
         if body.stream:
@@ -61,14 +61,14 @@ def responses_router(chat: ChatService, store: ResponseStore) -> APIRouter:
     async def get_response(response_id: str, request: Request) -> Response:
         for name in request.query_params:
             raise Invalid(f"parameter '{name}' is not supported here", param=name, code="unsupported_parameter")
-        stored = store.get(caller_of(request).key, response_id)
+        stored = store.get(caller_of(request).id, response_id)
         if stored is None:
             raise _not_kept(response_id)
         return Response(stored.body, media_type="application/json")
 
     @router.delete("/v1/responses/{response_id}")
     async def delete_response(response_id: str, request: Request) -> dict[str, Any]:
-        if not store.delete(caller_of(request).key, response_id):
+        if not store.delete(caller_of(request).id, response_id):
             raise _not_kept(response_id)
         return {"id": response_id, "object": "response", "deleted": True}
 
@@ -80,7 +80,7 @@ def _conversation(body: ResponseRequest, store: ResponseStore, caller: Caller) -
     said = tuple(item.plain() for item in body.input)
     if body.previous_response_id is None:
         return said
-    previous = store.get(caller.key, body.previous_response_id)
+    previous = store.get(caller.id, body.previous_response_id)
     if previous is None:
         raise Invalid(
             f"response '{body.previous_response_id}' is not kept (any more); send the whole conversation as input",

@@ -69,6 +69,23 @@ def test_odd_values_get_an_error_body_and_never_a_500(server: RunningServer, bod
     assert status == 200 or reply.json()["error"]["message"]
 
 
+@pytest.mark.parametrize("path", ["chat/completions", "embeddings", "adapters", "compare"])
+@pytest.mark.parametrize("pieces", [[(5 << 20) - 1], [1 << 20] * 5, [1 << 20] * 9])
+def test_a_body_that_turns_out_too_large_is_413(server: RunningServer, path: str, pieces: list[int]) -> None:
+    """Sent without its length, so that it is known only when the limit is passed; perhaps by its last piece."""
+    body = (b'{"input": "' + b"x" * size for size in pieces)
+    reply = httpx.post(f"{server.url}/v1/{path}", content=body, headers={"content-type": "application/json"})
+    assert reply.status_code == 413 and reply.json()["error"]["code"] == "request_too_large"
+
+
+@pytest.mark.parametrize("seed", [2**64, -(2**63) - 1])
+def test_a_seed_that_a_comparison_cannot_repeat_is_refused(server: RunningServer, seed: int) -> None:
+    lanes = [{"model": "tiny"}]
+    body = {"messages": [{"role": "user", "content": "a"}], "lanes": lanes, "max_tokens": 1}
+    assert httpx.post(f"{server.url}/v1/compare", json=body | {"seed": seed}).status_code == 400
+    assert httpx.post(f"{server.url}/v1/compare", json=body | {"seed": seed // 2}).text.count('"type":"end"') == 1
+
+
 def test_a_body_without_content_type_says_which_header_is_missing(server: RunningServer) -> None:
     reply = httpx.post(f"{server.url}/v1/chat/completions", content=b'{"model": "tiny"}')
     assert reply.status_code == 400 and "Content-Type: application/json" in reply.json()["error"]["message"]

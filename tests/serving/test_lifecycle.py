@@ -350,6 +350,11 @@ def test_an_alias_shares_its_users_and_keeps_them(server: RunningServer, tiny_ad
     assert send(server, "GET", "/v1/models/persona").json()["root"] == "face@1"
     assert send(server, "DELETE", "/v1/adapters/face@1").status_code == 409
     assert send(server, "DELETE", "/v1/adapters/face@2").status_code == 200
+    unload = send(server, "POST", "/v1/unload_lora_adapter", json={"lora_name": "face"})
+    assert unload.status_code == 409 and "alias 'persona' points at face@1" in unload.text
+    forced = send(server, "POST", "/v1/unload_lora_adapter", json={"lora_name": "face", "force": True})
+    assert forced.status_code == 200 and ask(server, "persona", user=user["face@1"]).status_code == 404
+    assert send(server, "DELETE", "/v1/adapters/face@1").status_code == 409  # what the alias means is still there
     assert upload(server, tiny_adapters["r8"], "persona").status_code == 409
     with pytest.raises(Conflict, match="is an alias"):
         server.services.registry.store.publish(tiny_adapters["r8"], "persona")

@@ -11,6 +11,7 @@ import pytest
 from pydantic import BaseModel, Field
 
 from adapters.renderer import Message
+from serving.keys import KeyStore
 from serving.response_store import ResponseStore, StoredResponse
 from tests.serving.running import RunningServer, running_server
 from tests.serving.test_api import QUESTION, settings_for
@@ -169,6 +170,20 @@ def test_each_key_sees_its_own_responses(tiny_base: Path, tmp_path: Path) -> Non
         with pytest.raises(openai.AuthenticationError):
             openai.OpenAI(base_url=f"{server.url}/v1", api_key="no", max_retries=0).responses.retrieve(kept.id)
         assert one.responses.retrieve(kept.id).id == kept.id
+
+
+def test_a_name_given_again_does_not_inherit_responses(tiny_base: Path, tmp_path: Path) -> None:
+    settings = settings_for(tiny_base, tmp_path)
+    with running_server(settings) as server:
+        store = KeyStore(server.services.database)
+
+        def client(key: str) -> openai.OpenAI:
+            return openai.OpenAI(base_url=f"{server.url}/v1", api_key=key, max_retries=0)
+
+        kept = client(store.create("app")[1]).responses.create(input=ASKED, model="tiny", max_output_tokens=2)
+        store.revoke("app")
+        with pytest.raises(openai.NotFoundError):
+            client(store.create("app")[1]).responses.retrieve(kept.id)
 
 
 def test_logprobs_are_chats(server: RunningServer) -> None:
