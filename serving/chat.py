@@ -20,7 +20,7 @@ from adapters.registry import BASE_ALIAS, AdapterRegistry, Lease
 from adapters.renderer import ChatRenderer, Message
 from serving.answer import Answer, joined_names
 from serving.async_engine import AsyncEngine, TokenStream
-from serving.engine.effect import Effect
+from serving.effects import AdapterEffects
 from serving.engine.sequence import AdapterMix, Request, SamplingParams
 from serving.own_thread import on_own_thread
 from serving.parsing.answer import AnswerPlan, check_tools, hidden_tokens, plan_answer, resolve_thinking
@@ -70,7 +70,7 @@ class ChatService:
         self.limits = RateLimiter()
         self.usage = UsageLedger()
         self.aliases = AliasStore(registry.store)
-        self.effects: dict[str, Effect] = {}  # by digest; an adapter's is known soon after its first answer
+        self.effects = AdapterEffects(engine)
         registry.on_drained = self._free
 
     @cached_property
@@ -113,8 +113,7 @@ class ChatService:
 
             def end(request_id: str) -> None:
                 for lease in all_leases[request_id]:
-                    if lease.version.digest not in self.effects:  # nobody waits for this answer any more
-                        self.engine.post(partial(self._measure, lease.version))
+                    self.effects.learn_in_passing(lease.version)  # nobody waits for this answer any more
                     self._end_lease(lease)
 
             self._take_from_limits([(turn, request) for turn, _, request, _ in prepared], undo)
@@ -162,14 +161,8 @@ class ChatService:
         await on_own_thread(bank.check, directory)
         version = self.registry.attach(name, directory, replace=replace)
         await on_own_thread(bank.warm, version)
-        await self.measure(version)
+        await self.effects.measure(version)
         return version
-
-    async def measure(self, version: AdapterVersion) -> Effect | None:
-        """What a version in memory changes, if there is room to find out now."""
-        if self.engine.alive:
-            await self.engine.call(partial(self._measure, version))
-        return self.effects.get(version.digest)
 
     async def unload(self, name: str, *, force: bool = False) -> int:
         """Stop offering an adapter and free its memory; returns the bytes freed. Conflict when requests are running
@@ -377,20 +370,6 @@ class ChatService:
 
     def _model_name(self, turn: Turn) -> str:
         return self.base.name if turn.model == BASE_ALIAS else turn.model
-
-    def _measure(self, version: AdapterVersion) -> None:
-        """Learn once what a version changes, and warn when that is nothing or too much. Engine's thread."""
-        if version.digest in self.effects:
-            return
-        try:
-            effect = self.engine.engine.measure_effect(version.digest)
-        except Exception:  # the adapter's own requests will say so to those who ask
-            log.exception("the effect of %s cannot be measured", version)
-            return
-        if effect is not None:
-            self.effects[version.digest] = effect
-            if effect.warning:
-                log.warning("adapter %s %s", version, effect.warning)
 
     def _free(self, version: AdapterVersion) -> None:
         # By then somebody may have asked for the version again, and relies on its weights being in memory.

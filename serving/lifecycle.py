@@ -105,7 +105,7 @@ class AdapterLifecycle:
         self.registry.offer(name)
         await self.chat.warm(str(version))
         await asyncio.to_thread(self.registry.refresh)
-        return Published(version, version.number not in before, await self.chat.measure(version))
+        return Published(version, version.number not in before, await self.chat.effects.measure(version))
 
     async def rollback(self, name: str, number: int | None = None) -> AdapterVersion:
         """The version before the current one, or `number`, is what `name` means from now on."""

@@ -79,7 +79,6 @@ class Engine:
         )
         self.on_finished: Callable[[str], None] = lambda request_id: None
         self._requests: dict[str, _Running] = {}
-        self._measured = False  # an effect, since the last step
         self.step_s = Histogram(_STEP_S)
         self.step_sequences = Histogram(_STEP_SEQUENCES)
         self.failed_steps = 0
@@ -131,14 +130,11 @@ class Engine:
         return self.bank.free(digest)
 
     def measure_effect(self, digest: str) -> Effect | None:
-        """What an adapter changes, from one short forward pass beside the requests. None when it is not in memory, or
-        running requests need every slot, or have waited for another measurement already in this step: try again
-        later."""
+        """What an adapter changes, from one short forward pass during which running requests wait. None when it is
+        not in memory, or running requests need every slot: try again later."""
         in_use = self.scheduler.digests_in_use()
-        delays = self.has_work and self._measured
-        if delays or self.bank.status(digest) == "cold" or not self.bank.can_activate({digest}, in_use):
+        if self.bank.status(digest) == "cold" or not self.bank.can_activate({digest}, in_use):
             return None
-        self._measured = True
         self.bank.activate({digest}, in_use)
         return measure_effect(self.runner, self.bank.slot(digest), self.max_model_len)
 
@@ -156,7 +152,6 @@ class Engine:
 
     def step(self) -> list[TokenDelta]:
         """Advance every scheduled request; returns what to tell their callers."""
-        self._measured = False
         started = time.perf_counter()
         try:
             batch = self.scheduler.schedule()
