@@ -8,6 +8,8 @@ import asyncio
 import logging
 import queue
 import threading
+import time
+from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from types import TracebackType
@@ -20,6 +22,9 @@ from serving.figures import AnswerFigures, Progress
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+
+IDLE_S = 0.2  # nothing has run for so long: time for what is not urgent
+LATEST_S = 10.0  # an engine that is never idle does what is not urgent this often, so that it happens at all
 
 MAX_UNREAD = 64  # deltas that wait for a slow reader before they become one
 
@@ -98,6 +103,8 @@ class AsyncEngine:
         self.figures = AnswerFigures()
         self._streams: dict[str, TokenStream] = {}
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._postponed: deque[Callable[[], object]] = deque()  # the engine's thread alone
+        self._postpone_until_s = 0.0  # time.monotonic
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._closed = False
         engine.on_finished = self._on_finished
@@ -188,6 +195,17 @@ class AsyncEngine:
         """Run `function` on the engine's thread before its next step, without waiting for it."""
         self._inbox.put(lambda: (function(), None)[1])
 
+    def post_when_idle(self, function: Callable[[], object]) -> None:
+        """Run `function` on the engine's thread when nothing has run for a moment, one such function after another;
+        on an engine that is never idle one every LATEST_S seconds."""
+
+        def postpone() -> None:
+            if not self._postponed:
+                self._postpone_until_s = time.monotonic() + LATEST_S
+            self._postponed.append(function)
+
+        self._inbox.put(postpone)
+
     # The engine's thread.
 
     def _run(self) -> None:
@@ -222,18 +240,31 @@ class AsyncEngine:
     def _read_inbox(self) -> bool:
         """Take every call that waits; sleep while there is nothing to compute. False when asked to stop."""
         while True:
+            busy = self.engine.has_work
+            if busy and self._postponed and time.monotonic() >= self._postpone_until_s:
+                self._run_postponed()
             try:
-                call = self._inbox.get(block=not self.engine.has_work)
+                call = self._inbox.get(block=not busy, timeout=IDLE_S if self._postponed else None)
             except queue.Empty:
-                return True
+                if busy:
+                    return True
+                self._run_postponed()
+                continue
             if call is None:
                 return False
-            try:
-                call()
-            except Exception:
-                log.exception("a call on the engine's thread failed")
+            self._run_call(call)
             if self.engine.has_work and self._inbox.empty():
                 return True
+
+    def _run_postponed(self) -> None:
+        self._run_call(self._postponed.popleft())
+        self._postpone_until_s = time.monotonic() + LATEST_S
+
+    def _run_call(self, call: Callable[[], object]) -> None:
+        try:
+            call()
+        except Exception:
+            log.exception("a call on the engine's thread failed")
 
     def abort_using(self, digest: str) -> None:
         """End every request on an adapter with an error that says why. Engine's thread."""

@@ -113,7 +113,7 @@ class ChatService:
 
             def end(request_id: str) -> None:
                 for lease in all_leases[request_id]:
-                    self.effects.learn_in_passing(lease.version)  # nobody waits for this answer any more
+                    self.effects.learn_later(lease.version)
                     self._end_lease(lease)
 
             self._take_from_limits([(turn, request) for turn, _, request, _ in prepared], undo)

@@ -1,17 +1,12 @@
-"""AdapterEffects: what each adapter changes, learnt once for each digest: when an operator brings it in, or in passing
-after one of its first answers."""
+"""AdapterEffects: what each adapter changes, learnt once for each digest: when an operator brings it in, or some time
+after its first answer, when the engine has nothing better to do."""
 
 import logging
-import time
 from functools import partial
 
 from adapters.manifest import AdapterVersion
 from serving.async_engine import AsyncEngine
 from serving.engine.effect import Effect
-
-# While answers run, which wait for each of these as for a prompt; under traffic over many adapters not all of them may
-# be learnt at once.
-IN_PASSING_S = 1.0
 
 log = logging.getLogger(__name__)
 
@@ -20,7 +15,7 @@ class AdapterEffects:
     def __init__(self, engine: AsyncEngine):
         self._engine = engine
         self._known: dict[str, Effect] = {}
-        self._in_passing_s = 0.0  # time.monotonic of the last
+        self._awaited: set[str] = set()  # digests; the engine's thread alone
 
     def get(self, digest: str) -> Effect | None:
         return self._known.get(digest)
@@ -31,19 +26,15 @@ class AdapterEffects:
             await self._engine.call(partial(self._measure, version))
         return self.get(version.digest)
 
-    def learn_in_passing(self, version: AdapterVersion) -> None:
-        """Measure before the engine's next step, unless that is known, or running answers have waited for another a
-        moment ago: then one of the next answers is the occasion. Any thread."""
-        if version.digest not in self._known:
-            self._engine.post(partial(self._pass, version))
+    def learn_later(self, version: AdapterVersion) -> None:
+        """Measure when the engine is idle, unless that is known or about to be. Engine's thread."""
+        if version.digest not in self._known and version.digest not in self._awaited:
+            self._awaited.add(version.digest)
+            self._engine.post_when_idle(partial(self._learn, version))
 
-    # The engine's thread.
-
-    def _pass(self, version: AdapterVersion) -> None:
-        now = time.monotonic()
-        if not self._engine.engine.has_work or now - self._in_passing_s >= IN_PASSING_S:
-            self._in_passing_s = now
-            self._measure(version)
+    def _learn(self, version: AdapterVersion) -> None:
+        self._awaited.discard(version.digest)  # if it cannot be measured now, its next answer is the next occasion
+        self._measure(version)
 
     def _measure(self, version: AdapterVersion) -> None:
         """Warns when the version changes nothing or too much."""

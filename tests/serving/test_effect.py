@@ -1,8 +1,11 @@
 """The effect of an adapter: the figure is PEFT's, what does nothing is flagged, and no running answer notices."""
 
 import math
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -192,34 +195,53 @@ def test_loading_says_what_does_nothing_and_the_first_answer_makes_the_effect_kn
         server.assert_nothing_held()
 
 
-def test_answers_wait_for_one_effect_at_a_time_and_what_is_left_is_learnt_when_nothing_runs(
+def test_effects_wait_for_an_idle_engine_but_not_for_ever(
     tiny_base: Path, tiny_adapters: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("serving.effects.IN_PASSING_S", 3600.0)
+    monkeypatch.setattr("serving.async_engine.LATEST_S", 3600.0)
     settings = Settings(
         home=tmp_path / "home", base=str(tiny_base), device="cpu", dtype="float32", kv_cache_memory=0.05, ui=False
     )
     with running_server(settings) as server:
-        for name in ("r2", "r4"):
+        for name in ("r2", "r4", "r8"):
             server.services.registry.store.publish(tiny_adapters[name], name)
 
         def ask(model: str) -> None:
             question = {"model": model, "messages": [{"role": "user", "content": "你好"}], "max_tokens": 2}
             httpx.post(f"{server.url}/v1/chat/completions", json=question).raise_for_status()
 
-        endless = {"model": "base", "prompt": "你好", "max_tokens": 900, "stream": True, "ignore_eos": True}
-        with httpx.stream("POST", f"{server.url}/v1/completions", json=endless) as running:
-            chunks = running.iter_lines()
-            next(chunks)
-            server.services.chat.effects._in_passing_s = time.monotonic()
+        def effects_of(names: tuple[str, ...], *, known: bool) -> list[object]:
+            deadline = time.monotonic() + 10 * known
+            while True:
+                effects = [card(server, name)["effect"] for name in names]
+                if all(effects) or time.monotonic() >= deadline:
+                    return effects
+                time.sleep(0.02)
+
+        @contextmanager
+        def endless_answer() -> Iterator[None]:
+            stop = threading.Event()
+
+            def keep_asking() -> None:
+                endless = {"model": "base", "prompt": "你好", "max_tokens": 200, "ignore_eos": True}
+                while not stop.is_set():
+                    httpx.post(f"{server.url}/v1/completions", json=endless).raise_for_status()
+
+            with ThreadPoolExecutor(2) as askers:  # two, so that one runs when the other has ended
+                asking = [askers.submit(keep_asking) for _ in range(2)]
+                try:
+                    yield
+                finally:
+                    stop.set()
+                for asked in asking:
+                    asked.result()
+
+        with endless_answer():
             ask("r2")
             ask("r4")
-            next(chunks)
-            assert server.services.engine.busy
-            assert [card(server, name)["effect"] for name in ("r2", "r4")] == [None, None]
-        server.assert_nothing_held()
-        ask("r4")
-        deadline = time.monotonic() + 10
-        while card(server, "r4")["effect"] is None and time.monotonic() < deadline:
-            time.sleep(0.02)
-        assert card(server, "r4")["effect"]["kl"] > NO_EFFECT
+            assert effects_of(("r2", "r4"), known=False) == [None, None], "answers were running"
+        assert all(effects_of(("r2", "r4"), known=True))
+        monkeypatch.setattr("serving.async_engine.LATEST_S", 0.0)
+        with endless_answer():
+            ask("r8")
+            assert all(effects_of(("r8",), known=True))
