@@ -58,6 +58,7 @@ class Case:
 CASES = (
     Case("decode, 1 row, base", (0,)),
     Case("decode, 1 row, one adapter", (1,)),
+    Case("decode, 2 rows, base + one adapter", (0, 1)),
     Case("decode, 8 rows, base", (0,) * 8),
     Case("decode, 8 rows, one adapter", (1,) * 8),
     Case("decode, 8 rows, base + 4 adapters", (0, 1, 2, 3, 4, 0, 1, 2)),
