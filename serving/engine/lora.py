@@ -4,7 +4,7 @@ Layers that read the same input (q, k and v; gate and up) can stand in one LoRAL
 product."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -48,15 +48,14 @@ class Delta:
         return self.gain is not None or self.bias is not None or self.weight is not None
 
     def tensors(self) -> list[Tensor]:
-        return list(self._present().values())
+        return [tensor for tensor in self._all() if tensor is not None]
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "Delta":
         """The same delta with every tensor replaced by what `function` makes of it."""
-        return Delta(**{name: function(tensor) for name, tensor in self._present().items()})
+        return Delta(*(None if tensor is None else function(tensor) for tensor in self._all()))
 
-    def _present(self) -> dict[str, Tensor]:
-        named = ((field.name, getattr(self, field.name)) for field in fields(self))
-        return {name: tensor for name, tensor in named if tensor is not None}
+    def _all(self) -> tuple[Tensor | None, ...]:
+        return self.a, self.b, self.gain, self.bias, self.weight, self.tokens
 
 
 @dataclass(frozen=True)

@@ -49,4 +49,4 @@ def pack(deltas: dict[str, Delta], *, page_locked: bool) -> PackedAdapter:
 
 
 def _view(buffer: Tensor, start: int, like: Tensor) -> Tensor:
-    return buffer[start : start + like.nbytes].view(like.dtype).view(like.shape)
+    return buffer.view(like.dtype).as_strided(like.shape, like.stride(), start // like.itemsize)
