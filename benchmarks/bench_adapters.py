@@ -5,7 +5,7 @@ prompts, same server) when every adapter asked for is in a slot already. It is m
 as there are slots, in rounds that alternate with the churn. The target: under churn no request waits longer than three
 warm medians. Because a burst of clients makes some wait for each other without any churn, the longest wait of the warm
 rounds is printed beside it; what lies between the two is the adapters' share. Within the churn, a request is cold when
-it is the first for its adapter (read from the system's file cache) and warm otherwise (in memory, perhaps in a slot)."""
+it is the first for its adapter (read from the system's file cache) and warm otherwise (in memory, maybe in a slot)."""
 
 import argparse
 import asyncio
