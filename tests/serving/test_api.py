@@ -125,6 +125,33 @@ def test_scale_zero_is_the_base_and_a_blend_of_one_is_that_adapter(server: Runni
     assert ask("tiny", lora=[{"name": "r8", "scale": 0.5}, {"id": "r8", "scale": 0.5}]) == ask("r8")
 
 
+@pytest.mark.parametrize(
+    ("model", "lora", "strengths"),
+    [
+        ("tiny", [], None),
+        ("r8", [], None),
+        ("tiny", [{"name": "r8"}], None),
+        ("tiny", [{"name": "r8", "scale": 0.25}], "r8@1;scale=0.25"),
+        ("tiny", [{"name": "r8", "scale": 0.5}, {"name": "r4"}], "r8@1;scale=0.5, r4@1;scale=1"),
+        (
+            "tiny",
+            [{"name": "r8", "scale": 0.5}, {"name": "r4", "scale": 0}, {"id": "r8", "scale": 1}],
+            "r8@1;scale=1.5",
+        ),
+    ],
+)
+def test_headers_say_how_strong_each_adapter_of_an_answer_is(
+    server: RunningServer, model: str, lora: list[dict[str, object]], strengths: str | None
+) -> None:
+    body = {"model": model, "messages": QUESTION, "max_tokens": 2, "lora": lora}
+    for stream in (False, True):
+        with httpx.stream("POST", f"{server.url}/v1/chat/completions", json=body | {"stream": stream}) as reply:
+            assert reply.headers.get("x-bianlian-lora") == strengths
+            named = [part.split(";")[0] for part in (strengths or "").split(", ")]
+            assert strengths is None or reply.headers["x-bianlian-adapter"] == "+".join(named)
+            reply.read()
+
+
 def test_stop_string_ends_the_answer_and_is_not_shown(server: RunningServer) -> None:
     whole = server.client().chat.completions.create(model="r2", messages=QUESTION, **GREEDY).choices[0].message.content
     assert whole

@@ -8,12 +8,14 @@ import threading
 import time
 import zipfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
 import pytest
 
 from adapters.errors import Conflict
+from serving.engine.sequence import TokenDelta
 from serving.watch import SETTLE_S, DirectoryWatcher, publish_found
 from tests import tiny
 from tests.serving.running import RunningServer, running_server
@@ -149,6 +151,41 @@ def test_delete_while_streaming_waits_or_ends_the_stream(server: RunningServer, 
     assert not (server.services.registry.store.root / "face").exists()
     assert send(server, "DELETE", "/v1/adapters/face").status_code == 404
     assert send(server, "DELETE", "/v1/adapters/tiny").status_code == 400
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "body"),
+    [
+        ("/v1/chat/completions", {"messages": QUESTION}),
+        ("/v1/completions", {"prompt": "你好"}),
+        ("/v1/responses", {"input": "你好"}),
+        ("/v1/embeddings", {"input": ["你好", "再见"]}),
+    ],
+)
+def test_a_plain_answer_that_is_ended_by_force_is_503_and_says_why(
+    server: RunningServer,
+    tiny_adapters: dict[str, Path],
+    endpoint: str,
+    body: dict[str, object],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    upload(server, tiny_adapters["r2"])
+    engine, begun, never = server.services.engine.engine, threading.Event(), threading.Event()
+
+    def no_step() -> list[TokenDelta]:
+        begun.set()
+        never.wait(0.005)
+        return []
+
+    monkeypatch.setattr(engine, "step", no_step)
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(send, server, "POST", endpoint, json={"model": "face", **body})
+        assert begun.wait(30)
+        assert send(server, "DELETE", "/v1/adapters/face?force=true").status_code == 200
+        reply = asked.result()
+    error = reply.json()["error"]
+    assert (reply.status_code, error["code"]) == (503, "adapter_unloaded"), reply.text
+    assert "unloaded by force" in error["message"] and int(reply.headers["retry-after"]) >= 1
 
 
 def test_deleting_a_name_leaves_requests_on_the_same_weights_under_another(
