@@ -71,7 +71,7 @@ def adapters_router(lifecycle: AdapterLifecycle, files: FileStore, settings: Set
                     roots = [settings.root, *settings.adapter_roots]
                     source = require_under(Path(body.path or ""), roots, param="path")
             published = await lifecycle.publish(source, name, notes=notes, param=param)
-        return JSONResponse(_published(published, left_out), 201 if published.new else 200)
+        return JSONResponse(_published(published, left_out, notes), 201 if published.new else 200)
 
     @router.post("/v1/adapters/{name}/rollback", dependencies=admin)
     async def rollback(name: str, body: RollbackRequest | None = None) -> dict[str, Any]:
@@ -125,9 +125,12 @@ async def _json_body(request: Request) -> PublishRequest:
         raise RequestValidationError(problems) from error
 
 
-def _published(published: Published, left_out: list[str]) -> dict[str, Any]:
+def _published(published: Published, left_out: list[str], notes: str) -> dict[str, Any]:
     version, effect = published.version, published.effect
-    said = f"published as {version}" if published.new else f"{version} has the same digest; no new version was made"
+    if published.new:
+        said = f"published as {version}"
+    else:
+        said = f"{version} has the same digest; no new version was made{', and it has the new notes' if notes else ''}"
     return {
         "id": str(version),
         "object": "adapter.version",

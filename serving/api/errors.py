@@ -13,6 +13,7 @@ from adapters.errors import (
     BianlianError,
     Conflict,
     Forbidden,
+    InsufficientStorage,
     Invalid,
     NotFound,
     Overloaded,
@@ -30,6 +31,7 @@ _STATUS: dict[type[BianlianError], int] = {
     Conflict: 409,
     Overloaded: 429,
     Unavailable: 503,
+    InsufficientStorage: 507,
 }
 _TYPES = {400: "invalid_request_error", 401: "authentication_error", 403: "permission_error", 404: "not_found_error"}
 _TYPES |= {405: "invalid_request_error", 409: "conflict_error", 413: "invalid_request_error", 429: "rate_limit_error"}

@@ -18,6 +18,7 @@ from adapters.errors import Conflict
 from serving.engine.sequence import TokenDelta
 from serving.watch import SETTLE_S, DirectoryWatcher, publish_found
 from tests import tiny
+from tests.full_disk import full_disk
 from tests.serving.running import RunningServer, running_server
 from tests.serving.test_api import GREEDY, QUESTION, settings_for
 
@@ -95,11 +96,15 @@ def test_files_zip_and_tar_publish_the_same_adapter(server: RunningServer, tiny_
         assert again.status_code == 200, again.text
         assert again.json()["new"] is False and "no new version" in again.json()["message"]
     assert upload(server, tiny_adapters["r4"]).json()["id"] == "face@2"
+    noted = upload(server, tiny_adapters["r4"], notes="第二版").json()
+    assert noted["id"] == "face@2" and noted["new"] is False and "new notes" in noted["message"]
     assert ask(server, "face").headers["x-bianlian-adapter"] == "face@2"
     one, two = send(server, "GET", "/v1/adapters/face").json()["versions"]
     assert (one["number"], one["rank"], one["notes"], one["current"]) == (1, 2, "第一版", False)
     assert (two["rank"], two["current"], two["status"], two["problem"]) == (4, True, "active", None)
-    assert two["bytes"] == sum((tiny_adapters["r4"] / name).stat().st_size for name in FILES)
+    assert two["notes"] == "第二版"
+    files = sum((tiny_adapters["r4"] / name).stat().st_size for name in FILES)
+    assert two["bytes"] == files + len("第二版".encode())
     assert two["effect"]["verdict"] == "ok" and abs(two["created"] - time.time()) < 3600
 
 
@@ -291,6 +296,34 @@ def test_a_form_that_is_none_gets_an_error(server: RunningServer, content: bytes
     headers = {"content-type": "multipart/form-data; boundary=x"}
     reply = send(server, "POST", "/v1/adapters", content=content, headers=headers)
     assert reply.status_code == 400 and reply.json()["error"]["message"]
+
+
+def test_a_full_disk_is_507_and_leaves_nothing(
+    server: RunningServer, tiny_adapters: dict[str, Path], tmp_path: Path
+) -> None:
+    upload(server, tiny_adapters["r2"])
+    large = {"file": ("large.zip", b"x" * (3 << 20))}
+    targets = {"targets": [{"model": "face"}]}
+    with full_disk(64 << 10):
+        refused = [
+            send(server, "POST", "/v1/adapters", data={"name": "new"}, files=large),
+            send(server, "POST", "/v1/files", data={"purpose": "adapter"}, files=large),
+        ]
+    with full_disk(0):
+        refused += [
+            send(server, "PUT", "/v1/aliases/persona", json=targets),
+            upload(server, tiny_adapters["r4"]),
+        ]
+    for reply in refused:
+        assert reply.status_code == 507, reply.text
+        error = reply.json()["error"]
+        assert error["code"] == "insufficient_storage" and "delete adapters or files" in error["message"]
+    store = server.services.registry.store
+    assert store.names() == ["face"] and store.numbers("face") == [1]
+    assert not server.services.chat.aliases.all() and not [path for path in store.aliases.glob("*")]
+    assert send(server, "GET", "/v1/files").json()["data"] == []
+    assert send(server, "PUT", "/v1/aliases/persona", json=targets).status_code == 200
+    assert upload(server, tiny_adapters["r4"]).json()["id"] == "face@2"
 
 
 def test_an_upload_that_breaks_off_leaves_nothing(server: RunningServer, tiny_adapters: dict[str, Path]) -> None:
