@@ -24,13 +24,24 @@ class AnswerDelta(TokenDelta):
 class Answer:
     """A running answer. Iterate inside `async with`; leaving it early stops the work."""
 
-    def __init__(self, model: str, base: str, versions: list[AdapterVersion], stream: TokenStream, plan: AnswerPlan):
+    def __init__(
+        self,
+        model: str,
+        base: str,
+        versions: list[AdapterVersion],
+        stream: TokenStream,
+        plan: AnswerPlan,
+        *,
+        shortened: bool = False,
+    ):
         self.model = model  # as it was asked for
         self._plan = plan
         self.versions = versions  # empty: the base alone
         self._base = base
         self.prompt_ids = stream.request.prompt_ids
         self.seed = stream.request.params.seed
+        self.max_tokens = stream.request.params.max_tokens
+        self.shortened = shortened  # the prompt leaves no room for as many tokens as were allowed
         self.progress: Progress = stream.progress
         self._stream = stream
 

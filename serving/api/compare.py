@@ -75,6 +75,7 @@ async def _events(running: Comparison) -> AsyncGenerator[dict[str, Any], None]:
                 "adapter": lane.answer.adapter,
                 "digest": lane.answer.digest,
                 "seed": running.seed,
+                "max_tokens": lane.answer.max_tokens,
             }
         async for number, delta in running:
             if delta.reasoning:

@@ -12,7 +12,7 @@ from adapters.errors import Conflict, renaming
 from serving.answer import Answer
 from serving.api.auth import Caller, caller_of
 from serving.api.errors import ended_reply
-from serving.api.reply import adapter_headers
+from serving.api.reply import answer_headers
 from serving.api.streaming import unless_disconnected
 from serving.api.text_schemas import EmbeddingRequest, check_token_ids
 from serving.chat import ChatService, Turn
@@ -46,7 +46,7 @@ def embeddings_router(chat: ChatService) -> APIRouter:
             "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
         }
         written = orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)  # the shortest text of each float32
-        return Response(written, media_type="application/json", headers=adapter_headers(first))
+        return Response(written, media_type="application/json", headers=answer_headers(first))
 
     return router
 

@@ -75,7 +75,7 @@ class Reply(ABC):
         """What one delta adds to a choice's stream; None for nothing worth sending."""
 
     async def respond(self, request: Request, *, stream: bool, options: StreamOptions | None) -> Response:
-        headers = adapter_headers(self.answers[0])
+        headers = answer_headers(*self.answers)
         if stream:
             chunks = self._chunks(with_usage=options is not None and options.include_usage)
             return event_stream(chunks, headers, on_close=self._stop, on_failure=failure_event)
@@ -168,12 +168,15 @@ def logprob_entry(tokenizer: Any, entry: TokenLogprob) -> dict[str, Any]:
     return spelled(entry.token_id, entry.logprob) | {"top_logprobs": [spelled(i, p) for i, p in entry.top]}
 
 
-def adapter_headers(answer: Answer) -> dict[str, str]:
-    """Who answers, and where it is not one adapter at full strength how strong each is."""
+def answer_headers(answer: Answer, *others: Answer) -> dict[str, str]:
+    """Who answers, and where it is not one adapter at full strength how strong each is; and how long the answers to one
+    request may be, where that is less than it said."""
+    shortened = [one.max_tokens for one in (answer, *others) if one.shortened]
     named = {
         "x-bianlian-adapter": answer.adapter,
         "x-bianlian-digest": answer.digest,
         "x-bianlian-lora": answer.strengths,
+        "x-bianlian-max-tokens": str(min(shortened)) if shortened else None,
     }
     return {name: value for name, value in named.items() if value is not None}
 

@@ -16,7 +16,7 @@ from adapters.renderer import Message
 from serving.answer import Answer
 from serving.api.auth import Caller, caller_of
 from serving.api.errors import ended_reply, failure_event
-from serving.api.reply import Choice, adapter_headers
+from serving.api.reply import Choice, answer_headers
 from serving.api.response_items import ItemStatus, Output
 from serving.api.response_schemas import ResponseRequest
 from serving.api.streaming import event_stream, unless_disconnected
@@ -35,7 +35,7 @@ def responses_router(chat: ChatService, store: ResponseStore) -> APIRouter:
         params = _params(body, chat)
         with renaming({"messages": "input"}):
             answer = await chat.ask(_turn(body, conversation, params, caller))
-        headers = adapter_headers(answer)
+        headers = answer_headers(answer)
         run = _Run(body, answer, params, chat.base.tokenizer)
 
         def keep() -> None:
