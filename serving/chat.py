@@ -300,8 +300,8 @@ class ChatService:
             max_tokens = engine.check(len(prompt), turn.max_tokens, param="prompt")
         if turn.params.min_tokens > max_tokens:
             raise Invalid(
-                f"min_tokens is {turn.params.min_tokens}, but the answer may have only {max_tokens} tokens: max_tokens, "
-                f"or what a prompt of {len(prompt)} leaves of the model's {engine.max_model_len}",
+                f"min_tokens is {turn.params.min_tokens}, but the answer may have only {max_tokens} tokens: that is "
+                f"max_tokens, or what a prompt of {len(prompt)} leaves of the model's {engine.max_model_len}",
                 param="min_tokens",
             )
         if plan.grammar:

@@ -16,7 +16,7 @@ import pytest
 
 from adapters.errors import Conflict
 from serving.engine.sequence import TokenDelta
-from serving.watch import SETTLE_S, DirectoryWatcher, publish_found
+from serving.watch import HALF_S, SETTLE_S, DirectoryWatcher, publish_found
 from tests import tiny
 from tests.full_disk import full_disk
 from tests.serving.running import RunningServer, running_server
@@ -521,6 +521,29 @@ def test_a_watched_directory_publishes_what_is_whole_and_settled(
     for path in (*half.iterdir(), half):
         path.unlink() if path.is_file() else path.rmdir()
     assert watcher.poll(200) == []
+
+
+@pytest.mark.parametrize(("there", "missing"), [FILES, FILES[::-1]])
+def test_a_watched_directory_that_stays_half_an_adapter_is_said_once(
+    tiny_adapters: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture, there: str, missing: str
+) -> None:
+    watcher = DirectoryWatcher([tmp_path])
+    half = tiny.copy(tiny_adapters["r2"], tmp_path / "half")
+    (half / missing).unlink()
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("")
+
+    def said() -> list[str]:
+        return [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+
+    for now in (0.0, HALF_S / 2):
+        assert watcher.poll(now) == [] and not said(), "it may still be coming"
+    for now in (HALF_S, 2 * HALF_S, 3 * HALF_S):
+        assert watcher.poll(now) == []
+    (message,) = said()
+    assert str(half) in message and f"no {missing}" in message
+    (half / missing).write_bytes((tiny_adapters["r2"] / missing).read_bytes())
+    assert watcher.poll(4 * HALF_S) == [] and watcher.poll(4 * HALF_S + SETTLE_S) == [half] and len(said()) == 1
 
 
 def test_a_server_publishes_from_the_directory_it_watches(
