@@ -38,7 +38,7 @@ _Stamp = tuple[_FileStamp, _FileStamp]  # of a version's digest and manifest
 class AdapterStore:
     def __init__(self, root: Path):
         self.root = root
-        self._parsed: dict[Path, tuple[_Stamp, AdapterVersion]] = {}
+        self._parsed: dict[str, tuple[_Stamp, AdapterVersion]] = {}  # by directory
 
     def publish(
         self, source: Path, name: str, *, notes: str = "", check: Callable[[Path], object] | None = None
@@ -87,9 +87,14 @@ class AdapterStore:
         return (self.aliases / f"{name}.json").exists()
 
     def names(self) -> list[str]:
+        return list(self.current_numbers())
+
+    def current_numbers(self) -> dict[str, int]:
+        """What every name means now, by name. Reads one small file a name."""
         if not self.root.is_dir():
-            return []
-        return sorted(entry.name for entry in self.root.iterdir() if self._current_number(entry.name) is not None)
+            return {}
+        found = {name: self._current_number(name) for name in sorted(os.listdir(self.root))}
+        return {name: number for name, number in found.items() if number is not None}
 
     def numbers(self, name: str) -> list[int]:
         """Version numbers of `name`, ascending; empty when there is no such adapter."""
@@ -98,22 +103,24 @@ class AdapterStore:
         return []
 
     def version(self, name: str, number: int) -> AdapterVersion:
-        directory = self.root / name / str(number)
+        # Called for every name when all are listed. Parsing a manifest takes longer than everything else, and making a
+        # Path longer than what is left then; files with the same stamps are the same.
+        place = f"{self.root}/{name}/{number}"
         try:
-            # Parsing a manifest takes longer than everything else here; files with the same stamps are the same.
-            stamp = _stamp(f"{directory}/{_DIGEST_FILE}"), _stamp(f"{directory}/{MANIFEST_FILE}")
-            parsed = self._parsed.get(directory)
+            stamp = _stamp(f"{place}/{_DIGEST_FILE}"), _stamp(f"{place}/{MANIFEST_FILE}")
+            parsed = self._parsed.get(place)
             if parsed and parsed[0] == stamp and stamp[0]:
                 return parsed[1]
+            directory = Path(place)
             digest = (directory / _DIGEST_FILE).read_text(encoding="ascii")
         except OSError:
-            self._parsed.pop(directory, None)
+            self._parsed.pop(place, None)
             raise NotFound(
                 f"adapter {name}@{number} does not exist{nearest(f'{name}@{number}', self._all_ids(name))}",
                 param="model",
             ) from None
         version = AdapterVersion(name, number, digest, directory, read_manifest(directory))
-        self._parsed[directory] = stamp, version
+        self._parsed[place] = stamp, version
         return version
 
     def current(self, name: str) -> AdapterVersion:
