@@ -21,7 +21,7 @@ import typer
 import adapters.cli
 import serving.cli
 import training.cli
-from adapters.errors import BianlianError, Invalid, Unavailable
+from adapters.errors import BianlianError, InsufficientStorage, Invalid, Unavailable
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -455,7 +455,7 @@ def main() -> None:
         cli(standalone_mode=True)
     except BianlianError as error:
         typer.echo(f"bianlian: {error.message}", err=True)
-        sys.exit(1 if isinstance(error, Unavailable) else 2)
+        sys.exit(1 if isinstance(error, (Unavailable, InsufficientStorage)) else 2)
 
 
 if __name__ == "__main__":

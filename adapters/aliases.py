@@ -4,8 +4,6 @@ the same for the same user each time. One small file each, beside the adapters: 
 import hashlib
 import logging
 import math
-import os
-import uuid
 from collections.abc import Callable
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -14,6 +12,7 @@ from adapters.errors import Conflict, Invalid, NotFound, nearest
 from adapters.manifest import NAME_PATTERN, check_name
 from adapters.registry import BASE_ALIAS, AdapterRegistry
 from adapters.store import AdapterStore
+from adapters.workspace import replace_file
 
 log = logging.getLogger(__name__)
 
@@ -106,9 +105,7 @@ class AliasStore:
                     error.param = param
                     raise
         self._root.mkdir(parents=True, exist_ok=True)
-        partial = self._root / f".{uuid.uuid4().hex}"
-        partial.write_text(alias.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        os.replace(partial, self._root / f"{alias.name}.json")
+        replace_file(self._root / f"{alias.name}.json", alias.model_dump_json(indent=2) + "\n")
         return alias
 
     def require(self, name: str) -> Alias:

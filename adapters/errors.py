@@ -3,6 +3,7 @@
 A message says what was wrong, the value and the limit, and the way out. Nothing else is promised."""
 
 import difflib
+import errno
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 
@@ -69,6 +70,26 @@ class Unavailable(BianlianError):
 
     code = "unavailable"
     retry_after_s = 5.0
+
+
+class InsufficientStorage(BianlianError):
+    """The disk, a quota or a limit has no room for what is to be kept."""
+
+    code = "insufficient_storage"
+
+
+@contextmanager
+def needing_room() -> Iterator[None]:
+    """InsufficientStorage for what the system says inside when it cannot write any more."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise InsufficientStorage(
+            f"the server's disk has no room for this ({error.strerror}); delete adapters or files nobody needs, or set "
+            "BIANLIAN_HOME to a larger disk"
+        ) from error
 
 
 @contextmanager

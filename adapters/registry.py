@@ -8,6 +8,7 @@ import logging
 import threading
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -50,7 +51,8 @@ class AdapterRegistry:
     def versions(self) -> list[AdapterVersion]:
         """The current version of every adapter made for this base, by name."""
         with self._lock:
-            found = [self._intact(name) for name in sorted(set(self.store.names()) | set(self._attached))]
+            numbers = self.store.current_numbers()
+            found = [self._intact(name, numbers.get(name)) for name in sorted(numbers.keys() | self._attached.keys())]
         return [version for version in found if version and self._fits(version) and not self._is_hidden(version)]
 
     def resolve(self, model_id: str) -> AdapterVersion:
@@ -245,11 +247,16 @@ class AdapterRegistry:
     def _is_hidden(self, version: AdapterVersion) -> bool:
         return version.name not in self._attached and self._hidden.get(version.name) == version.digest
 
-    def _intact(self, name: str) -> AdapterVersion | None:
-        """The name's version; None, with a line in the log, when its files are gone or cannot be read. One damaged
-        adapter must not take the others down."""
+    def _intact(self, name: str, number: int | None = None) -> AdapterVersion | None:
+        """The name's version, `number` if that has just been read; None, with a line in the log, when its files are
+        gone or cannot be read. One damaged adapter must not take the others down."""
         try:
-            return self._attached.get(name) or self.store.current(name)
+            if attached := self._attached.get(name):
+                return attached
+            if number is not None:
+                with suppress(NotFound):  # deleted since; the name has moved then
+                    return self.store.version(name, number)
+            return self.store.current(name)
         except (BianlianError, OSError) as error:
             if self.store.numbers(name):
                 log.warning("adapter '%s' is left out: %s", name, error)

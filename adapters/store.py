@@ -5,14 +5,12 @@ training process publishes to a running server by renaming a directory and repla
 import os
 import re
 import shutil
-import tempfile
-import time
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from adapters.errors import BianlianError, Conflict, Invalid, NotFound, nearest
+from adapters.errors import BianlianError, Conflict, InsufficientStorage, Invalid, NotFound, nearest
 from adapters.manifest import (
     ADAPTER_FILES,
     MANIFEST_FILE,
@@ -25,9 +23,9 @@ from adapters.manifest import (
     split_reference,
 )
 from adapters.peft_config import read_config
+from adapters.workspace import replace_file, sweep, workspace
 
 CURRENT_FILE = "current"
-_ABANDONED_S = 24 * 3600
 _ALIAS_DIRECTORY = ".aliases"
 _DIGEST_FILE = "digest"  # sha256 written at publishing: hashing a large adapter at every look-up would be slow
 
@@ -40,7 +38,7 @@ _Stamp = tuple[_FileStamp, _FileStamp]  # of a version's digest and manifest
 class AdapterStore:
     def __init__(self, root: Path):
         self.root = root
-        self._parsed: dict[Path, tuple[_Stamp, AdapterVersion]] = {}
+        self._parsed: dict[str, tuple[_Stamp, AdapterVersion]] = {}  # by directory
 
     def publish(
         self, source: Path, name: str, *, notes: str = "", check: Callable[[Path], object] | None = None
@@ -48,50 +46,37 @@ class AdapterStore:
         """Copy the adapter in `source` in as the next version of `name` and make it current.
 
         Appears whole or not at all, also to other processes. Weights equal to the current version's make no
-        new version. `check` gets the directory of the copy and raises to refuse it. Raises Invalid or NotFound when
-        `source` is no adapter that can be served, Conflict when `name` is an alias."""
+        new version; notes that come with them, here or in `source`, replace that version's. `check` gets the directory
+        of the copy and raises to refuse it. Raises Invalid or NotFound when `source` is no adapter that can be served,
+        Conflict when `name` is an alias, InsufficientStorage when the disk is full."""
         check_name(name)
         if self.is_alias(name):
             raise Conflict(f"'{name}' is an alias; delete the alias first or choose another name", param="name")
         if len(notes) > MAX_NOTES:
             raise Invalid(f"notes have {len(notes)} characters; the limit is {MAX_NOTES}", param="notes")
         read_config(source)
-        self.root.mkdir(parents=True, exist_ok=True)
-        incoming = Path(tempfile.mkdtemp(prefix=".incoming-", dir=self.root))
-        try:
-            for file in ADAPTER_FILES:
-                if (source / file).is_file():
-                    shutil.copyfile(source / file, incoming / file)
-            if notes:
-                (incoming / NOTES_FILE).write_text(notes, encoding="utf-8")
-            # From here on the copy: the source may change under our hands.
-            read_config(incoming)
-            read_manifest(incoming)
-            digest = digest_of(incoming)
-            current = self._current_number(name)
-            if current is not None and (version := self.version(name, current)).digest == digest:
-                return version
-            if check:
-                check(incoming)
-            (incoming / _DIGEST_FILE).write_text(digest, encoding="ascii")
-            incoming.chmod(0o755)  # mkdtemp makes it private; a server under another user reads it
-            number = self._rename_to_next_number(incoming, name)
-        except BianlianError as error:
-            error.message = error.message.replace(str(incoming), str(source))
-            raise
-        finally:
-            shutil.rmtree(incoming, ignore_errors=True)  # renamed away unless something failed
+        with workspace(self.root) as incoming:
+            try:
+                number = self._bring_in(source, incoming, name, notes, check)
+            except BianlianError as error:
+                error.message = error.message.replace(str(incoming), str(source))
+                raise
         current = self._current_number(name)
         if current is None or number > current:  # else a publisher beside this one was later
-            self.set_current(name, number)
+            try:
+                self.set_current(name, number)
+            except InsufficientStorage:
+                self._delete(self.root / name / str(number))
+                with suppress(OSError):  # it has other versions
+                    (self.root / name).rmdir()
+                raise
         return self.version(name, number)
 
     def sweep(self) -> None:
-        """Delete what a killed process left half-way, a day ago or longer."""
-        for pattern in (".incoming-*", ".removed-*"):
-            for left in self.root.glob(pattern):
-                if left.stat().st_mtime < time.time() - _ABANDONED_S:
-                    shutil.rmtree(left, ignore_errors=True)
+        """Delete what killed processes left half-way."""
+        sweep(self.root)
+        for left in self.root.glob(".removed-*"):
+            shutil.rmtree(left, ignore_errors=True)
 
     @property
     def aliases(self) -> Path:
@@ -102,9 +87,14 @@ class AdapterStore:
         return (self.aliases / f"{name}.json").exists()
 
     def names(self) -> list[str]:
+        return list(self.current_numbers())
+
+    def current_numbers(self) -> dict[str, int]:
+        """What every name means now, by name. Reads one small file a name."""
         if not self.root.is_dir():
-            return []
-        return sorted(entry.name for entry in self.root.iterdir() if self._current_number(entry.name) is not None)
+            return {}
+        found = {name: self._current_number(name) for name in sorted(os.listdir(self.root))}
+        return {name: number for name, number in found.items() if number is not None}
 
     def numbers(self, name: str) -> list[int]:
         """Version numbers of `name`, ascending; empty when there is no such adapter."""
@@ -113,22 +103,24 @@ class AdapterStore:
         return []
 
     def version(self, name: str, number: int) -> AdapterVersion:
-        directory = self.root / name / str(number)
+        # Called for every name when all are listed. Parsing a manifest takes longer than everything else, and making a
+        # Path longer than what is left then; files with the same stamps are the same.
+        place = f"{self.root}/{name}/{number}"
         try:
-            # Parsing a manifest takes longer than everything else here; files with the same stamps are the same.
-            stamp = _stamp(f"{directory}/{_DIGEST_FILE}"), _stamp(f"{directory}/{MANIFEST_FILE}")
-            parsed = self._parsed.get(directory)
+            stamp = _stamp(f"{place}/{_DIGEST_FILE}"), _stamp(f"{place}/{MANIFEST_FILE}")
+            parsed = self._parsed.get(place)
             if parsed and parsed[0] == stamp and stamp[0]:
                 return parsed[1]
+            directory = Path(place)
             digest = (directory / _DIGEST_FILE).read_text(encoding="ascii")
         except OSError:
-            self._parsed.pop(directory, None)
+            self._parsed.pop(place, None)
             raise NotFound(
                 f"adapter {name}@{number} does not exist{nearest(f'{name}@{number}', self._all_ids(name))}",
                 param="model",
             ) from None
         version = AdapterVersion(name, number, digest, directory, read_manifest(directory))
-        self._parsed[directory] = stamp, version
+        self._parsed[place] = stamp, version
         return version
 
     def current(self, name: str) -> AdapterVersion:
@@ -158,9 +150,7 @@ class AdapterStore:
     def set_current(self, name: str, number: int) -> AdapterVersion:
         """Move the name to a version (publish, rollback). Atomic."""
         version = self.version(name, number)
-        partial = self.root / name / f".current-{uuid.uuid4().hex}"
-        partial.write_text(str(number), encoding="ascii")
-        partial.replace(self.root / name / CURRENT_FILE)
+        replace_file(self.root / name / CURRENT_FILE, str(number))
         return version
 
     def rollback(self, name: str, number: int | None = None) -> AdapterVersion:
@@ -211,7 +201,8 @@ class AdapterStore:
         """At once for everybody who looks; the files themselves go after that."""
         gone = self.root / f".removed-{uuid.uuid4().hex}"
         directory.rename(gone)
-        shutil.rmtree(gone)
+        with suppress(FileNotFoundError):  # a server that has just started sweeps it as well
+            shutil.rmtree(gone)
 
     def _current_number(self, name: str) -> int | None:
         try:
@@ -223,6 +214,31 @@ class AdapterStore:
 
     def _all_ids(self, name: str) -> list[str]:
         return [f"{name}@{number}" for number in self.numbers(name)]
+
+    def _bring_in(
+        self, source: Path, incoming: Path, name: str, notes: str, check: Callable[[Path], object] | None
+    ) -> int:
+        """Copy the adapter to `incoming` and rename that to the next version, or take its notes and give the current
+        version's number where the weights are the same."""
+        for file in ADAPTER_FILES:
+            if (source / file).is_file():
+                shutil.copyfile(source / file, incoming / file)
+        if notes:
+            (incoming / NOTES_FILE).write_text(notes, encoding="utf-8")
+        # From here on the copy: the source may change under our hands.
+        read_config(incoming)
+        read_manifest(incoming)
+        digest = digest_of(incoming)
+        current = self._current_number(name)
+        if current is not None and (version := self.version(name, current)).digest == digest:
+            if (incoming / NOTES_FILE).exists():
+                (incoming / NOTES_FILE).replace(version.directory / NOTES_FILE)
+            return current
+        if check:
+            check(incoming)
+        (incoming / _DIGEST_FILE).write_text(digest, encoding="ascii")
+        incoming.chmod(0o755)  # a workspace is private; a server under another user reads this
+        return self._rename_to_next_number(incoming, name)
 
     def _rename_to_next_number(self, incoming: Path, name: str) -> int:
         while True:

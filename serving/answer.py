@@ -24,13 +24,24 @@ class AnswerDelta(TokenDelta):
 class Answer:
     """A running answer. Iterate inside `async with`; leaving it early stops the work."""
 
-    def __init__(self, model: str, base: str, versions: list[AdapterVersion], stream: TokenStream, plan: AnswerPlan):
+    def __init__(
+        self,
+        model: str,
+        base: str,
+        versions: list[AdapterVersion],
+        stream: TokenStream,
+        plan: AnswerPlan,
+        *,
+        shortened: bool = False,
+    ):
         self.model = model  # as it was asked for
         self._plan = plan
         self.versions = versions  # empty: the base alone
         self._base = base
         self.prompt_ids = stream.request.prompt_ids
         self.seed = stream.request.params.seed
+        self.max_tokens = stream.request.params.max_tokens
+        self.shortened = shortened  # the prompt leaves no room for as many tokens as were allowed
         self.progress: Progress = stream.progress
         self._stream = stream
 
@@ -46,6 +57,17 @@ class Answer:
     @property
     def digest(self) -> str | None:
         return "+".join(dict.fromkeys(version.digest for version in self.versions)) or None
+
+    @property
+    def strengths(self) -> str | None:
+        """`huanhuan@3;scale=0.5, wukong@1;scale=1` for a blend or a strength that is not 1, else None."""
+        scales = dict(self._stream.request.mix)
+        if not scales or [*scales.values()] == [1]:
+            return None
+        named: dict[str, AdapterVersion] = {}
+        for version in self.versions:  # of names for the same weights, whose strengths are added up, the first
+            named.setdefault(version.digest, version)
+        return ", ".join(f"{version};scale={scales[digest]:g}" for digest, version in named.items())
 
     async def __aenter__(self) -> Self:
         return self
@@ -102,6 +124,7 @@ def _with_pieces(delta: TokenDelta, pieces: Pieces) -> AnswerDelta:
         delta.finish_reason,
         delta.cached_tokens,
         delta.error,
+        delta.error_code,
         delta.embedding,
         pieces.reasoning,
         pieces.calls,

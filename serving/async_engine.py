@@ -17,7 +17,7 @@ from typing import Any, Self, TypeVar
 
 from adapters.errors import Overloaded, Unavailable
 from serving.engine.engine import Engine
-from serving.engine.sequence import FinishReason, Request, TokenDelta, merge
+from serving.engine.sequence import ErrorCode, FinishReason, Request, TokenDelta, merge
 from serving.figures import AnswerFigures, Progress
 
 log = logging.getLogger(__name__)
@@ -235,7 +235,7 @@ class AsyncEngine:
 
     def _end_all(self) -> None:
         for request_id in list(self._streams):
-            self._abort(request_id, FinishReason.ERROR, "the server is shutting down")
+            self._abort(request_id, FinishReason.ERROR, "the server is shutting down", "shutting_down")
 
     def _read_inbox(self) -> bool:
         """Take every call that waits; sleep while there is nothing to compute. False when asked to stop."""
@@ -269,15 +269,22 @@ class AsyncEngine:
     def abort_using(self, digest: str) -> None:
         """End every request on an adapter with an error that says why. Engine's thread."""
         for request_id in self.engine.requests_using(digest):
-            self._abort(request_id, FinishReason.ERROR, "the adapter was unloaded by force while answering")
+            why = "the adapter was unloaded by force while answering; ask again, another server may have it"
+            self._abort(request_id, FinishReason.ERROR, why, "adapter_unloaded")
 
-    def _abort(self, request_id: str, reason: FinishReason = FinishReason.ABORT, error: str | None = None) -> None:
+    def _abort(
+        self,
+        request_id: str,
+        reason: FinishReason = FinishReason.ABORT,
+        error: str | None = None,
+        code: ErrorCode | None = None,
+    ) -> None:
         self.engine.abort(request_id)
         stream = self._streams.pop(request_id, None)
         if stream is not None:
             self.figures.note_end(stream.progress, reason)
             stream._counted()
-            _deliver([(stream, TokenDelta(request_id, "", finish_reason=reason, error=error))])
+            _deliver([(stream, TokenDelta(request_id, "", finish_reason=reason, error=error, error_code=code))])
 
     def _on_finished(self, request_id: str) -> None:
         stream = self._streams.get(request_id)

@@ -48,7 +48,7 @@ class Turn:
     model: str
     messages: tuple[Message, ...] = ()
     params: SamplingParams = field(default_factory=SamplingParams)
-    max_tokens: int | None = None  # None: as many as the model's length leaves room for
+    max_tokens: int | None = None  # at most; None: as many as the model's length leaves room for
     scale: float = 1.0
     blend: tuple[tuple[str, float], ...] = ()
     prompt: str | tuple[int, ...] | None = None
@@ -125,7 +125,14 @@ class ChatService:
             )
             undo.pop_all()
         answers = [
-            Answer(self._model_name(turn), self.base.name, _taking_part(leases, stream.request), stream, plan)
+            Answer(
+                self._model_name(turn),
+                self.base.name,
+                _taking_part(leases, stream.request),
+                stream,
+                plan,
+                shortened=turn.max_tokens not in (None, stream.request.params.max_tokens),
+            )
             for (turn, leases, _, plan), stream in zip(prepared, streams, strict=True)
         ]
         note_answers(answers)
@@ -291,6 +298,12 @@ class ChatService:
         else:
             prompt, plan = self._raw_ids(turn.prompt), AnswerPlan(grammar=turn.params.grammar)
             max_tokens = engine.check(len(prompt), turn.max_tokens, param="prompt")
+        if turn.params.min_tokens > max_tokens:
+            raise Invalid(
+                f"min_tokens is {turn.params.min_tokens}, but the answer may have only {max_tokens} tokens: that is "
+                f"max_tokens, or what a prompt of {len(prompt)} leaves of the model's {engine.max_model_len}",
+                param="min_tokens",
+            )
         if plan.grammar:
             engine.grammars.matcher(plan.grammar)  # compiled here, where it holds up nobody else, or refused
         params = replace(turn.params, max_tokens=max_tokens, grammar=plan.grammar)

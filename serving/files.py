@@ -2,26 +2,22 @@
 and a path is only ever made of an id; the name a file came under is for people."""
 
 import re
-import shutil
-import tempfile
 import time
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Literal, get_args
 
 from pydantic import BaseModel
 
 from adapters.errors import Invalid, NotFound
+from adapters.workspace import sweep, workspace
 
 Purpose = Literal["adapter", "fine-tune"]
 PURPOSES = get_args(Purpose)
 _ID = re.compile(r"file-[0-9a-f]{24}")
 _CONTENT = "content"
 _META = "file.json"
-_INCOMING = ".incoming-"
-_ABANDONED_S = 24 * 3600  # an upload that a killed server left behind
 MAX_FILENAME = 255
 
 
@@ -40,16 +36,11 @@ class StoredFile(BaseModel):
 class FileStore:
     def __init__(self, root: Path):
         self.root = root
-        for left in root.glob(f"{_INCOMING}*"):
-            if left.stat().st_mtime < time.time() - _ABANDONED_S:
-                shutil.rmtree(left)
+        sweep(root)
 
-    @contextmanager
-    def workspace(self) -> Iterator[Path]:
+    def workspace(self) -> AbstractContextManager[Path]:
         """A directory for what is arriving; gone afterwards, whatever happened."""
-        self.root.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=_INCOMING, dir=self.root) as directory:
-            yield Path(directory)
+        return workspace(self.root)
 
     def add(self, received: Path, filename: str, purpose: str) -> StoredFile:
         """Take over the file `received`, which lies in a workspace. Invalid for another purpose."""

@@ -16,6 +16,7 @@ from serving.database.database import Database
 from serving.database.tables import usage
 
 DEFAULT_DAYS = 30
+KEYLESS = "--no-key"  # as keys of the settings are called: no key in the database has such a name
 FLUSH_S = 1.0  # what a killed process may forget of its usage
 
 log = logging.getLogger(__name__)
@@ -130,7 +131,7 @@ class UsageBook:
         self, start: date, end: date, group_by: Sequence[Grouping] = GROUPINGS, key: str | None = None
     ) -> list[dict[str, Any]]:
         """Sums from `start` to `end`, both included, one row a group, in the order of `group_by`; of one key or of all.
-        What has been counted so far is in them. Blocks."""
+        What has been counted so far is in them; what was asked without a key is under KEYLESS. Blocks."""
         self.flush()
         columns = [usage.c[name] for name in group_by]
         sums = [func.coalesce(func.sum(usage.c[name]), 0).label(name) for name in COUNTED]
@@ -141,4 +142,8 @@ class UsageBook:
             statement = statement.group_by(*columns).order_by(*columns)
         with self.database.reading() as connection:
             rows = connection.execute(statement).mappings().all()
-        return [{name: row[name] for name in group_by} | {name: int(row[name]) for name in COUNTED} for row in rows]
+        return [
+            {name: row[name] or KEYLESS for name in group_by}  # days and models are never empty
+            | {name: int(row[name]) for name in COUNTED}
+            for row in rows
+        ]

@@ -12,6 +12,7 @@ from adapters.manifest import ADAPTER_FILES, CONFIG_FILE, NAME_PATTERN, WEIGHTS_
 from serving.lifecycle import AdapterLifecycle, require_under
 
 WATCH_POLL_S = 1.0
+HALF_S = 30.0  # with configuration but no weights, or the reverse, for so long: somebody may wait in vain
 SETTLE_S = 2.0  # a directory that somebody writes to changes within this time, or its files are not whole yet
 
 log = logging.getLogger(__name__)
@@ -27,16 +28,26 @@ class _Seen:
 
 
 @dataclass
+class _Half:
+    missing: str
+    since: float
+    said: bool = False
+
+
+@dataclass
 class DirectoryWatcher:
     """`poll` is called from time to time, with a clock's seconds."""
 
     roots: list[Path]
     _seen: dict[Path, _Seen] = field(default_factory=dict)
+    _halves: dict[Path, _Half] = field(default_factory=dict)
 
     def poll(self, now: float) -> list[Path]:
         """PEFT directories right under the roots that are new or changed and have not moved for SETTLE_S; each is named
         once for each of its states. Reads the disk."""
-        found = {path: stamp for root in self.roots for path in _children(root) if (stamp := _stamp(path))}
+        children = [path for root in self.roots for path in _children(root)]
+        self._say_what_is_half(children, now)
+        found = {path: stamp for path in children if (stamp := _stamp(path))}
         for path in self._seen.keys() - found.keys():
             log.info("%s is gone; its versions stay until they are removed", path)
             del self._seen[path]
@@ -48,6 +59,18 @@ class DirectoryWatcher:
         for path in ready:
             self._seen[path].done = True
         return ready
+
+    def _say_what_is_half(self, children: list[Path], now: float) -> None:
+        """Once for each directory that stays half an adapter."""
+        missing = {path: name for path in children if (name := _missing(path))}
+        self._halves = {
+            path: half if (half := self._halves.get(path)) and half.missing == name else _Half(name, now)
+            for path, name in missing.items()
+        }
+        for path, half in self._halves.items():
+            if not half.said and now - half.since >= HALF_S:
+                log.warning("%s is not published: it has no %s; it will be once that is there", path, half.missing)
+                half.said = True
 
 
 async def publish_found(lifecycle: AdapterLifecycle, directory: Path, root: Path) -> None:
@@ -72,6 +95,12 @@ def _children(root: Path) -> list[Path]:
         return [path for path in root.expanduser().iterdir() if NAME_PATTERN.fullmatch(path.name)]
     except OSError:  # not there yet, or away for a moment
         return []
+
+
+def _missing(directory: Path) -> str | None:
+    """The one of configuration and weights that is not there; None for both and for none."""
+    absent = [name for name in (CONFIG_FILE, WEIGHTS_FILE) if not (directory / name).is_file()]
+    return absent[0] if len(absent) == 1 else None
 
 
 def _stamp(directory: Path) -> _Stamp | None:

@@ -32,8 +32,7 @@ _FORM_OR_JSON = {
 
 
 def adapters_router(lifecycle: AdapterLifecycle, files: FileStore, settings: Settings, keys: Keys) -> APIRouter:
-    router = APIRouter()
-    admin = [Depends(keys.require_admin)]
+    router = APIRouter(dependencies=[Depends(keys.require_admin)])
 
     @router.get("/v1/adapters", response_model=None)
     async def list_adapters() -> Response:
@@ -45,7 +44,7 @@ def adapters_router(lifecycle: AdapterLifecycle, files: FileStore, settings: Set
     async def get_adapter(name: str) -> dict[str, Any]:
         return _card(await asyncio.to_thread(lifecycle.get, name))
 
-    @router.post("/v1/adapters", dependencies=admin, response_model=None, status_code=201, openapi_extra=_FORM_OR_JSON)
+    @router.post("/v1/adapters", response_model=None, status_code=201, openapi_extra=_FORM_OR_JSON)
     async def publish(request: Request) -> Response:
         """A form with the adapter's files or one archive, or JSON that says where they are: `file_id` of an upload,
         or `path` of a directory under a root."""
@@ -71,26 +70,26 @@ def adapters_router(lifecycle: AdapterLifecycle, files: FileStore, settings: Set
                     roots = [settings.root, *settings.adapter_roots]
                     source = require_under(Path(body.path or ""), roots, param="path")
             published = await lifecycle.publish(source, name, notes=notes, param=param)
-        return JSONResponse(_published(published, left_out), 201 if published.new else 200)
+        return JSONResponse(_published(published, left_out, notes), 201 if published.new else 200)
 
-    @router.post("/v1/adapters/{name}/rollback", dependencies=admin)
+    @router.post("/v1/adapters/{name}/rollback")
     async def rollback(name: str, body: RollbackRequest | None = None) -> dict[str, Any]:
         await lifecycle.rollback(name, body.version if body else None)
         return _card(await asyncio.to_thread(lifecycle.get, name))
 
-    @router.post("/v1/adapters/{reference}/pin", dependencies=admin)
+    @router.post("/v1/adapters/{reference}/pin")
     async def pin(reference: str) -> dict[str, Any]:
         return await state(await lifecycle.pin(reference))
 
-    @router.post("/v1/adapters/{reference}/unpin", dependencies=admin)
+    @router.post("/v1/adapters/{reference}/unpin")
     async def unpin(reference: str) -> dict[str, Any]:
         return await state(lifecycle.unpin(reference))
 
-    @router.post("/v1/adapters/{reference}/warm", dependencies=admin)
+    @router.post("/v1/adapters/{reference}/warm")
     async def warm(reference: str) -> dict[str, Any]:
         return await state(await lifecycle.warm(reference))
 
-    @router.delete("/v1/adapters/{reference}", dependencies=admin)
+    @router.delete("/v1/adapters/{reference}")
     async def delete(reference: str, force: bool = False) -> dict[str, Any]:
         """A whole adapter (`name`) or one version (`name@3`)."""
         gone, freed = await lifecycle.remove(reference, force=force)
@@ -125,9 +124,12 @@ async def _json_body(request: Request) -> PublishRequest:
         raise RequestValidationError(problems) from error
 
 
-def _published(published: Published, left_out: list[str]) -> dict[str, Any]:
+def _published(published: Published, left_out: list[str], notes: str) -> dict[str, Any]:
     version, effect = published.version, published.effect
-    said = f"published as {version}" if published.new else f"{version} has the same digest; no new version was made"
+    if published.new:
+        said = f"published as {version}"
+    else:
+        said = f"{version} has the same digest; no new version was made{', and it has the new notes' if notes else ''}"
     return {
         "id": str(version),
         "object": "adapter.version",

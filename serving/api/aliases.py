@@ -12,8 +12,7 @@ from serving.chat import ChatService
 
 
 def aliases_router(chat: ChatService, keys: Keys) -> APIRouter:
-    router = APIRouter()
-    admin = [Depends(keys.require_admin)]
+    router = APIRouter(dependencies=[Depends(keys.require_admin)])
 
     @router.get("/v1/aliases")
     async def list_aliases() -> dict[str, Any]:
@@ -23,12 +22,12 @@ def aliases_router(chat: ChatService, keys: Keys) -> APIRouter:
     async def get_alias(name: str) -> dict[str, Any]:
         return _card(chat.aliases.require(name))
 
-    @router.put("/v1/aliases/{name}", dependencies=admin)
+    @router.put("/v1/aliases/{name}")
     async def put_alias(name: str, body: AliasRequest) -> dict[str, Any]:
         alias = Alias(name=name, targets=body.targets)
         return _card(await asyncio.to_thread(chat.aliases.put, alias, chat.registry))
 
-    @router.delete("/v1/aliases/{name}", dependencies=admin)
+    @router.delete("/v1/aliases/{name}")
     async def delete_alias(name: str) -> dict[str, Any]:
         chat.aliases.delete(name)
         return {"id": name, "object": "alias", "deleted": True}

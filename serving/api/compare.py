@@ -10,7 +10,7 @@ from adapters.errors import Invalid
 from serving.api.auth import caller_of
 from serving.api.chat_schemas import CompareRequest
 from serving.api.declared import EVENTS
-from serving.api.errors import error_body, failure_event
+from serving.api.errors import ended_body, failure_event
 from serving.api.streaming import event_stream
 from serving.chat import ChatService
 from serving.compare import Comparison, Lane, compare
@@ -75,6 +75,7 @@ async def _events(running: Comparison) -> AsyncGenerator[dict[str, Any], None]:
                 "adapter": lane.answer.adapter,
                 "digest": lane.answer.digest,
                 "seed": running.seed,
+                "max_tokens": lane.answer.max_tokens,
             }
         async for number, delta in running:
             if delta.reasoning:
@@ -93,4 +94,4 @@ async def _events(running: Comparison) -> AsyncGenerator[dict[str, Any], None]:
                     "ttft_s": lane.first_token_s,
                     "tokens_per_s": lane.tokens_per_s,
                 }
-                yield end | (error_body(delta.error, 500) if delta.error else {})
+                yield end | (ended_body(delta.error, delta.error_code) if delta.error else {})

@@ -26,7 +26,7 @@ def completions_router(chat: ChatService) -> APIRouter:
         with renaming({"thinking": body.thinking_field}):
             answers = await chat.ask_together(_turns(body, chat, caller_of(request), chosen(body, request, chat)))
         reply = _ChatReply(answers, chat.base.tokenizer, body.n)
-        return await reply.respond(chat, request, stream=body.stream, options=body.stream_options)
+        return await reply.respond(request, stream=body.stream, options=body.stream_options)
 
     return router
 

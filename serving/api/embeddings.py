@@ -7,13 +7,12 @@ from typing import Any
 
 import orjson
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import JSONResponse
 
 from adapters.errors import Conflict, renaming
 from serving.answer import Answer
 from serving.api.auth import Caller, caller_of
-from serving.api.errors import error_body
-from serving.api.reply import adapter_headers
+from serving.api.errors import ended_reply
+from serving.api.reply import answer_headers
 from serving.api.streaming import unless_disconnected
 from serving.api.text_schemas import EmbeddingRequest, check_token_ids
 from serving.chat import ChatService, Turn
@@ -32,10 +31,9 @@ def embeddings_router(chat: ChatService) -> APIRouter:
     async def embeddings(body: EmbeddingRequest, request: Request) -> Response:
         turns = _turns(body, chat, caller_of(request))
         embedded = await unless_disconnected(request, _embed(chat, turns))
-        failed = next((delta.error for _, delta in embedded if delta.error), None)
-        if failed:
-            status = 503 if chat.engine.draining else 500
-            return JSONResponse(error_body(failed, status), status)
+        for _, delta in embedded:
+            if delta.error:
+                return ended_reply(request, delta.error, delta.error_code)
         tokens = sum(answer.prompt_tokens for answer, _ in embedded)
         first = embedded[0][0]
         content = {
@@ -48,7 +46,7 @@ def embeddings_router(chat: ChatService) -> APIRouter:
             "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
         }
         written = orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)  # the shortest text of each float32
-        return Response(written, media_type="application/json", headers=adapter_headers(first))
+        return Response(written, media_type="application/json", headers=answer_headers(first))
 
     return router
 

@@ -13,6 +13,7 @@ from adapters.errors import (
     BianlianError,
     Conflict,
     Forbidden,
+    InsufficientStorage,
     Invalid,
     NotFound,
     Overloaded,
@@ -20,6 +21,7 @@ from adapters.errors import (
     Unavailable,
 )
 from serving.api.streaming import ClientGone
+from serving.engine.sequence import ErrorCode
 
 _STATUS: dict[type[BianlianError], int] = {
     Invalid: 400,
@@ -29,6 +31,7 @@ _STATUS: dict[type[BianlianError], int] = {
     Conflict: 409,
     Overloaded: 429,
     Unavailable: 503,
+    InsufficientStorage: 507,
 }
 _TYPES = {400: "invalid_request_error", 401: "authentication_error", 403: "permission_error", 404: "not_found_error"}
 _TYPES |= {405: "invalid_request_error", 409: "conflict_error", 413: "invalid_request_error", 429: "rate_limit_error"}
@@ -46,6 +49,19 @@ def status_of(error: BianlianError) -> int:
 def failure_event() -> dict[str, Any]:
     """What a stream ends with when the server fails on it."""
     return error_body("the server failed on this request; its log says why", 500, code="internal_error")
+
+
+def ended_body(message: str, code: ErrorCode | None) -> dict[str, Any]:
+    """What an answer ends with that could not be finished: somebody ended it (`code`), or the server failed on it."""
+    return error_body(message, 503 if code else 500, code=code)
+
+
+def ended_reply(request: Request, message: str, code: ErrorCode | None) -> JSONResponse:
+    """As `ended_body`, for an answer of which nothing has been sent. 503, not 409: nothing is wrong with the request,
+    and another server may well answer it."""
+    request.state.reason = code or "answer_failed"
+    headers = {"Retry-After": str(math.ceil(Unavailable.retry_after_s))} if code else {}
+    return JSONResponse(ended_body(message, code), 503 if code else 500, headers)
 
 
 def install_error_handlers(app: FastAPI) -> None:

@@ -10,24 +10,25 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE")
 WITHOUT_V1 = ("/chat/completions", "/completions", "/responses", "/embeddings", "/models")
-OPERATIONS = ("/health", "/ready", "/version", "/metrics", "/openapi.json")
+# What is ours outside /v1; everything else is the page's.
+OURS = ("/v1", "/health", "/ready", "/version", "/metrics", "/openapi.json", "/tokenize", "/detokenize")
 
 
 class PathSpellings:
-    """Under /v1 a slash at the end is as none, without a redirect, which would cost some clients their body; and HEAD
-    is GET without the body. Pure ASGI: streams pass through untouched."""
+    """In the API's paths a slash at the end is as none, without a redirect, which would cost some clients their body;
+    and HEAD is GET without the body. Pure ASGI: streams pass through untouched."""
 
     def __init__(self, app: ASGIApp):
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        path = scope.get("path", "")
-        if scope["type"] != "http" or not (path.startswith("/v1/") or path in ("/v1", *OPERATIONS)):
+        path = scope.get("path", "").rstrip("/")
+        if scope["type"] != "http" or not (path.startswith("/v1/") or path in OURS):
             await self.app(scope, receive, send)
             return
         scope.setdefault("state", {})
         head = scope["method"] == "HEAD"
-        spelled = {**scope, "path": path.rstrip("/"), "method": "GET" if head else scope["method"]}
+        spelled = {**scope, "path": path, "method": "GET" if head else scope["method"]}
         try:
             await (self._without_body if head else self.app)(spelled, receive, send)
         finally:
@@ -54,18 +55,21 @@ def unknown_router(known: Sequence[BaseRoute]) -> APIRouter:
     its own way."""
     router = APIRouter(include_in_schema=False)
 
-    @router.api_route("/v1/{path:path}", methods=[*METHODS])
-    async def unknown(path: str, request: Request) -> Response:
+    async def unknown(request: Request) -> Response:
+        path = request.scope["path"]
         scopes = {method: {**request.scope, "method": method} for method in METHODS}
         allowed = [m for m, scope in scopes.items() if any(route.matches(scope)[0] is Match.FULL for route in known)]
         if not allowed:
-            raise HTTPException(404, f"there is no endpoint /v1/{path}")
+            raise HTTPException(404, f"there is no endpoint {path}")
         if "GET" in allowed and "HEAD" not in allowed:
             allowed.append("HEAD")
         headers = {"Allow": ", ".join([*allowed, "OPTIONS"])}
         if request.method == "OPTIONS":
             return Response(status_code=204, headers=headers)
-        raise HTTPException(405, f"/v1/{path} takes {' or '.join(allowed)}, not {request.method}", headers)
+        raise HTTPException(405, f"{path} takes {' or '.join(allowed)}, not {request.method}", headers)
+
+    for ours in (*OURS, "/v1/{path:path}"):
+        router.add_api_route(ours, unknown, methods=[*METHODS])
 
     for short in WITHOUT_V1:
 

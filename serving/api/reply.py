@@ -13,11 +13,10 @@ from fastapi import Request, Response
 from fastapi.responses import JSONResponse
 
 from serving.answer import Answer, AnswerDelta
-from serving.api.errors import error_body, failure_event
+from serving.api.errors import ended_body, ended_reply, failure_event
 from serving.api.schemas import StreamOptions
 from serving.api.streaming import event_stream, unless_disconnected
-from serving.chat import ChatService
-from serving.engine.sequence import FinishReason, TokenLogprob
+from serving.engine.sequence import ErrorCode, FinishReason, TokenLogprob
 from serving.parsing.pieces import CallPiece, joined
 
 
@@ -31,6 +30,7 @@ class Choice:
     prompt_logprobs: Sequence[TokenLogprob | None] = ()
     finish_reason: FinishReason | None = None
     error: str | None = None
+    error_code: ErrorCode | None = None
     cached_tokens: int = 0
 
     def take(self, delta: AnswerDelta) -> None:
@@ -42,7 +42,7 @@ class Choice:
         self.logprobs += delta.logprobs
         self.prompt_logprobs = delta.prompt_logprobs or self.prompt_logprobs
         self.finish_reason = delta.finish_reason
-        self.error = delta.error
+        self.error, self.error_code = delta.error, delta.error_code
         self.cached_tokens = delta.cached_tokens or self.cached_tokens
 
 
@@ -74,10 +74,8 @@ class Reply(ABC):
     def part(self, index: int, delta: AnswerDelta) -> dict[str, Any] | None:
         """What one delta adds to a choice's stream; None for nothing worth sending."""
 
-    async def respond(
-        self, chat: ChatService, request: Request, *, stream: bool, options: StreamOptions | None
-    ) -> Response:
-        headers = adapter_headers(self.answers[0])
+    async def respond(self, request: Request, *, stream: bool, options: StreamOptions | None) -> Response:
+        headers = answer_headers(*self.answers)
         if stream:
             chunks = self._chunks(with_usage=options is not None and options.include_usage)
             return event_stream(chunks, headers, on_close=self._stop, on_failure=failure_event)
@@ -85,11 +83,9 @@ class Reply(ABC):
             await unless_disconnected(request, self._read_all())
         finally:
             self._stop()
-        failed = next((choice.error for choice in self.choices if choice.error), None)
-        if failed:
-            status = 503 if chat.engine.draining else 500
-            request.state.reason = "answer_failed"
-            return JSONResponse(error_body(failed, status), status)
+        for choice in self.choices:
+            if choice.error:
+                return ended_reply(request, choice.error, choice.error_code)
         choices = [
             {"index": index} | self.whole_choice(index) | {"finish_reason": choice.finish_reason}
             for index, choice in enumerate(self.choices)
@@ -117,7 +113,7 @@ class Reply(ABC):
                 yield chunk(index, opening)
         async for index, delta in self._deltas():
             if delta.error:
-                yield error_body(delta.error, 500)
+                yield ended_body(delta.error, delta.error_code)
                 return
             if part := self.part(index, delta):
                 yield chunk(index, part, delta.finish_reason)
@@ -172,9 +168,17 @@ def logprob_entry(tokenizer: Any, entry: TokenLogprob) -> dict[str, Any]:
     return spelled(entry.token_id, entry.logprob) | {"top_logprobs": [spelled(i, p) for i, p in entry.top]}
 
 
-def adapter_headers(answer: Answer) -> dict[str, str]:
-    headers = {"x-bianlian-adapter": answer.adapter}
-    return headers | ({"x-bianlian-digest": answer.digest} if answer.digest else {})
+def answer_headers(answer: Answer, *others: Answer) -> dict[str, str]:
+    """Who answers, and where it is not one adapter at full strength how strong each is; and how long the answers to one
+    request may be, where that is less than it said."""
+    shortened = [one.max_tokens for one in (answer, *others) if one.shortened]
+    named = {
+        "x-bianlian-adapter": answer.adapter,
+        "x-bianlian-digest": answer.digest,
+        "x-bianlian-lora": answer.strengths,
+        "x-bianlian-max-tokens": str(min(shortened)) if shortened else None,
+    }
+    return {name: value for name, value in named.items() if value is not None}
 
 
 async def _pass_on(answer: Answer, put: Callable[[AnswerDelta], Awaitable[None]]) -> None:

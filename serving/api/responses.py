@@ -15,8 +15,8 @@ from adapters.errors import Invalid, NotFound, renaming
 from adapters.renderer import Message
 from serving.answer import Answer
 from serving.api.auth import Caller, caller_of
-from serving.api.errors import error_body, failure_event
-from serving.api.reply import Choice, adapter_headers
+from serving.api.errors import ended_reply, failure_event
+from serving.api.reply import Choice, answer_headers
 from serving.api.response_items import ItemStatus, Output
 from serving.api.response_schemas import ResponseRequest
 from serving.api.streaming import event_stream, unless_disconnected
@@ -35,7 +35,7 @@ def responses_router(chat: ChatService, store: ResponseStore) -> APIRouter:
         params = _params(body, chat)
         with renaming({"messages": "input"}):
             answer = await chat.ask(_turn(body, conversation, params, caller))
-        headers = adapter_headers(answer)
+        headers = answer_headers(answer)
         run = _Run(body, answer, params, chat.base.tokenizer)
 
         def keep() -> None:
@@ -52,9 +52,7 @@ def responses_router(chat: ChatService, store: ResponseStore) -> APIRouter:
         finally:
             answer.stop()
         if run.answered.error:
-            status = 503 if chat.engine.draining else 500
-            request.state.reason = "answer_failed"
-            return JSONResponse(error_body(run.answered.error, status), status)
+            return ended_reply(request, run.answered.error, run.answered.error_code)
         return JSONResponse(run.response(), headers=headers)
 
     @router.get("/v1/responses/{response_id}", response_model=None)

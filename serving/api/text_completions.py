@@ -27,7 +27,7 @@ def text_completions_router(chat: ChatService) -> APIRouter:
     async def completions(body: TextCompletionRequest, request: Request) -> Response:
         answers = await chat.ask_together(_turns(body, chat, caller_of(request), chosen(body, request, chat)))
         reply = _TextReply(answers, chat.base.tokenizer, body)
-        return await reply.respond(chat, request, stream=body.stream, options=body.stream_options)
+        return await reply.respond(request, stream=body.stream, options=body.stream_options)
 
     return router
 

@@ -37,10 +37,10 @@ def create(
     from serving.keys import KeyStore
 
     with _opened(database) as opened:
-        _, text = KeyStore(opened).create(
+        key, text = KeyStore(opened).create(
             name, admin=admin, requests_per_minute=rpm, tokens_per_minute=tpm, expires_in_days=expires
         )
-    typer.echo(f"the key of '{name}', which is not shown again:", err=True)
+    typer.echo(f"the key of '{name}' ({_what(key)}), which is not shown again:", err=True)
     typer.echo(text)
 
 
@@ -120,6 +120,17 @@ def _print(table: "Table", if_empty: str) -> None:
     from rich.console import Console
 
     Console().print(table if table.row_count else if_empty)
+
+
+def _what(key: "ApiKey") -> str:
+    """What a key may do, how much, and until when."""
+    limits = [
+        f"{limit:,} {unit} a minute"
+        for limit, unit in ((key.requests_per_minute, "requests"), (key.tokens_per_minute, "tokens"))
+        if limit is not None
+    ]
+    until = "never expires" if key.expires_at is None else f"expires {_when(key.expires_at)}"
+    return "; ".join(["admin" if key.admin else "user", " and ".join(limits) or "no limits", until])
 
 
 def _state(key: "ApiKey") -> str:

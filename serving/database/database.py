@@ -12,7 +12,7 @@ from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DataError, DBAPIError, IntegrityError, NoSuchModuleError
 
-from adapters.errors import Invalid, Unavailable
+from adapters.errors import InsufficientStorage, Invalid, Unavailable
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 BUSY_TIMEOUT_S = 15  # how long a writer waits for those before it
@@ -60,7 +60,8 @@ class Database:
 
     @contextmanager
     def writing(self) -> Iterator[Connection]:
-        """A transaction, committed at its end, rolled back on any error. It may wait for other writers."""
+        """A transaction, committed at its end, rolled back on any error. It may wait for other writers.
+        InsufficientStorage when its disk is full."""
         with self._transaction(self._engine.execution_options(immediate=True)) as connection:
             yield connection
 
@@ -82,6 +83,10 @@ class Database:
         except (DataError, IntegrityError):  # the caller's affair, not the database's
             raise
         except DBAPIError as error:
+            if _is_full(error):
+                raise InsufficientStorage(
+                    f"the database {self.place} has no room left; make some on its disk"
+                ) from error
             raise Unavailable(f"the database {self.place} cannot be used: {_reason(error)}") from error
 
     def _migrate(self) -> None:
@@ -162,6 +167,11 @@ def _begin_sqlite(connection: Connection) -> None:
     # first waits its turn.
     immediate = connection.get_execution_options().get("immediate")
     connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")
+
+
+def _is_full(error: DBAPIError) -> bool:
+    sqlite, postgresql = (getattr(error.orig, name, "") for name in ("sqlite_errorname", "sqlstate"))
+    return sqlite == "SQLITE_FULL" or postgresql == "53100"  # disk_full
 
 
 def _reason(error: Exception) -> str:

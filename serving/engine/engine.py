@@ -84,8 +84,8 @@ class Engine:
         self.failed_steps = 0
 
     def check(self, num_prompt: int, max_tokens: int | None, *, param: str = "messages") -> int:
-        """The number of tokens a request may generate. Invalid when its prompt leaves room for none, unless
-        it wants none."""
+        """The number of tokens a request may generate: `max_tokens`, or as many as its prompt leaves room for. Invalid
+        when that is none, unless it wants none."""
         if num_prompt + (max_tokens != 0) > self.max_model_len:
             # Clients that shorten conversations by themselves know the case by OpenAI's first words.
             raise Invalid(

@@ -5,6 +5,7 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import cached_property
+from typing import Literal
 
 from torch import Tensor
 
@@ -93,10 +94,14 @@ class TokenLogprob:
     top: tuple[tuple[int, float], ...] = ()
 
 
+ErrorCode = Literal["adapter_unloaded", "shutting_down"]
+
+
 @dataclass(frozen=True)
 class TokenDelta:
     """What one step added to one request. `text` holds whole characters only and may be empty; the delta with a
-    `finish_reason` is the last. `error` explains FinishReason.ERROR."""
+    `finish_reason` is the last. `error` explains FinishReason.ERROR; with an `error_code` somebody has ended the
+    request, without one the server has failed on it."""
 
     request_id: str
     text: str
@@ -106,6 +111,7 @@ class TokenDelta:
     finish_reason: FinishReason | None = None
     cached_tokens: int = 0
     error: str | None = None
+    error_code: ErrorCode | None = None
     embedding: Tensor | None = None  # (hidden,) float32 on the host, of length 1; in the only delta, if asked for
 
 

@@ -11,9 +11,11 @@ Choices = list[tuple[str, str]]
 
 
 def choices(chat: ChatService, language: Language = "zh") -> Choices:
-    """(label, model id) of the base and the current version of every adapter."""
+    """(label, model id) of the base, the current version of every adapter, and every alias that means something now."""
     base = (f"{chat.base.name} · {say(language, 'base')}", chat.base.name)
-    return [base, *((_label(version), version.name) for version in chat.registry.versions())]
+    adapters = [(_label(version), version.name) for version in chat.registry.versions()]
+    aliases = [alias.name for alias in chat.aliases.all() if _is_offered(chat, alias.heaviest)]
+    return [base, *adapters, *((f"{name} · {say(language, 'alias')}", name) for name in aliases)]
 
 
 def first_adapter(chat: ChatService) -> str:
@@ -33,13 +35,23 @@ def refreshed(chat: ChatService, value: str | None, language: Language) -> gr.Dr
 
 
 def manifest_of(chat: ChatService, model: str | None) -> AdapterManifest | None:
-    """What the model says of itself; None for the base, plain PEFT adapters and names no longer offered."""
-    if not model or model == chat.base.name:
+    """What the model says of itself, of an alias what most users get; None for the base, plain PEFT adapters and names
+    no longer offered."""
+    if not model:
         return None
     try:
-        return chat.registry.resolve(model).manifest
+        alias = chat.aliases.get(model)
+        meant = alias.heaviest if alias else model
+        return None if chat.is_base(meant) else chat.registry.resolve(meant).manifest
     except BianlianError:
         return None
+
+
+def _is_offered(chat: ChatService, model: str) -> bool:
+    try:
+        return chat.is_base(model) or bool(chat.registry.resolve(model))
+    except BianlianError:
+        return False
 
 
 def _label(version: AdapterVersion) -> str:

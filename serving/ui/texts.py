@@ -47,6 +47,7 @@ LABELS: dict[str, tuple[str, str]] = {
 
 LINES: dict[str, tuple[str, str]] = {
     "base": ("底座", "base"),
+    "alias": ("别名", "alias"),
     "digest": ("摘要", "digest"),
     "tokens": ("{n} tokens", "{n} tokens"),
     "speed": ("{rate:.1f} tokens/s", "{rate:.1f} tokens/s"),

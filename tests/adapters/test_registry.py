@@ -156,3 +156,30 @@ def test_a_version_published_anew_under_a_removed_number_is_the_new_one(
         registry.resolve("face")
     new = registry.store.publish(tiny_adapters["r4"], "face")
     assert str(new) == "face@1" and registry.resolve("face").digest == new.digest != old.digest
+
+
+def test_listing_reads_each_name_once_and_sees_what_has_just_moved(
+    registry: AdapterRegistry, tiny_adapters: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a", "b"):
+        registry.store.publish(tiny_adapters["r2"], name)
+        registry.store.publish(tiny_adapters["r4"], name)
+    assert [str(version) for version in registry.versions()] == ["a@2", "b@2"]
+    elsewhere, real, read = AdapterStore(registry.store.root), registry.store._current_number, []
+
+    def counted(name: str) -> int | None:
+        read.append(name)
+        return real(name)
+
+    monkeypatch.setattr(registry.store, "_current_number", counted)
+    elsewhere.rollback("a")
+    assert [str(version) for version in registry.versions()] == ["a@1", "b@2"] and read == ["a", "b"]
+
+    def deleted_meanwhile(name: str) -> int | None:
+        number = counted(name)
+        if name == "b" and number == 2:
+            elsewhere.remove("b@2")
+        return number
+
+    monkeypatch.setattr(registry.store, "_current_number", deleted_meanwhile)
+    assert [str(version) for version in registry.versions()] == ["a@1", "b@1"]

@@ -1,15 +1,21 @@
 """The store: versions appear whole, names move atomically, nothing is left when something fails."""
 
+import fcntl
 import json
 import os
+import subprocess
+import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
 
-from adapters.errors import Conflict, Invalid, NotFound
+from adapters.errors import Conflict, InsufficientStorage, Invalid, NotFound
 from adapters.store import AdapterStore
+from adapters.workspace import replace_file, sweep, workspace
 from tests import tiny
+from tests.full_disk import full_disk
 
 
 @pytest.fixture
@@ -123,17 +129,95 @@ def test_an_export_is_a_plain_peft_directory(
         store.export("face", tmp_path / "out")
 
 
-def test_what_a_killed_process_left_goes_and_what_is_under_way_stays(
+PUBLISHING = """
+import sys, time
+from pathlib import Path
+from adapters.store import AdapterStore
+
+def stay(directory):
+    print("publishing", flush=True)
+    time.sleep(600)
+
+AdapterStore(Path(sys.argv[1])).publish(Path(sys.argv[2]), "face", check=stay)
+"""
+
+
+def test_what_a_killed_process_left_goes_at_the_next_start_and_what_a_living_one_writes_stays(
     store: AdapterStore, tiny_adapters: dict[str, Path]
 ) -> None:
     store.publish(tiny_adapters["r2"], "face")
-    for name, age in ((".incoming-old", 1), (".removed-old", 1), (".incoming-now", 0)):
-        (store.root / name).mkdir()
-        if age:
-            os.utime(store.root / name, (0, 0))
+    command = [sys.executable, "-c", PUBLISHING, str(store.root), str(tiny_adapters["r4"])]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as publishing:
+        try:
+            assert publishing.stdout and publishing.stdout.readline() == "publishing\n"
+            (incoming,) = store.root.glob(".incoming-*")
+            os.utime(incoming, (0, 0))  # however long it takes
+            store.sweep()
+            assert files(incoming) == ["adapter_config.json", "adapter_model.safetensors"]
+        finally:
+            publishing.kill()
+    assert incoming.exists()
+    (store.root / ".removed-1").mkdir()
     store.sweep()
-    assert sorted(path.name for path in store.root.iterdir()) == [".incoming-now", "face"]
-    assert store.names() == ["face"]
+    assert [path.name for path in store.root.iterdir()] == ["face"]
+    assert store.current("face").number == 1
+
+
+def test_what_other_machines_write_is_left_alone_for_a_day(store: AdapterStore) -> None:
+    store.root.mkdir()
+    for name, age in ((".incoming-0123-old", 2 * 86_400), (".incoming-0123-new", 3600)):
+        (store.root / name).mkdir()
+        os.utime(store.root / name, (time.time() - age,) * 2)
+    store.sweep()
+    assert [path.name for path in store.root.iterdir()] == [".incoming-0123-new"]
+
+
+def test_a_workspace_that_is_swept_before_it_is_locked_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, early = fcntl.flock, [True]
+
+    def flock(file: int, operation: int) -> None:
+        if early.pop() if early else False:
+            sweep(tmp_path)
+        real(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with workspace(tmp_path) as directory:
+        assert not early and directory.is_dir()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_publishes_nothing_and_leaves_nothing(
+    store: AdapterStore, tiny_adapters: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room = (tiny_adapters["r16"] / "adapter_model.safetensors").stat().st_size // 2
+    with full_disk(room), pytest.raises(InsufficientStorage, match="has no room"):
+        store.publish(tiny_adapters["r16"], "face")
+    assert not list(store.root.iterdir())
+    assert store.publish(tiny_adapters["r2"], "face").number == 1
+
+    def full(path: Path, text: str) -> None:
+        with full_disk(0):
+            replace_file(path, text)
+
+    monkeypatch.setattr("adapters.store.replace_file", full)  # there was room for the version, but for no more
+    for name in ("face", "other"):
+        with pytest.raises(InsufficientStorage):
+            store.publish(tiny_adapters["r4"], name)
+    assert store.names() == ["face"] and store.numbers("face") == [1]
+    assert sorted(path.name for path in store.root.rglob("*")) == sorted(
+        ["face", "1", "current", "digest", "adapter_config.json", "adapter_model.safetensors"]
+    )
+
+
+def test_notes_sent_with_the_same_weights_replace_those_of_the_version(
+    store: AdapterStore, tiny_adapters: dict[str, Path]
+) -> None:
+    store.publish(tiny_adapters["r2"], "face", notes="one")
+    assert store.publish(tiny_adapters["r2"], "face").notes == "one"
+    again = store.publish(tiny_adapters["r2"], "face", notes="two")
+    assert (again.number, again.notes) == (1, "two") and store.numbers("face") == [1]
 
 
 def test_notes_travel_with_a_version_and_what_is_refused_is_not_published(

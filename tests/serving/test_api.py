@@ -125,6 +125,62 @@ def test_scale_zero_is_the_base_and_a_blend_of_one_is_that_adapter(server: Runni
     assert ask("tiny", lora=[{"name": "r8", "scale": 0.5}, {"id": "r8", "scale": 0.5}]) == ask("r8")
 
 
+@pytest.mark.parametrize(
+    ("model", "lora", "strengths"),
+    [
+        ("tiny", [], None),
+        ("r8", [], None),
+        ("tiny", [{"name": "r8"}], None),
+        ("tiny", [{"name": "r8", "scale": 0.25}], "r8@1;scale=0.25"),
+        ("tiny", [{"name": "r8", "scale": 0.5}, {"name": "r4"}], "r8@1;scale=0.5, r4@1;scale=1"),
+        (
+            "tiny",
+            [{"name": "r8", "scale": 0.5}, {"name": "r4", "scale": 0}, {"id": "r8", "scale": 1}],
+            "r8@1;scale=1.5",
+        ),
+    ],
+)
+def test_headers_say_how_strong_each_adapter_of_an_answer_is(
+    server: RunningServer, model: str, lora: list[dict[str, object]], strengths: str | None
+) -> None:
+    body = {"model": model, "messages": QUESTION, "max_tokens": 2, "lora": lora}
+    for stream in (False, True):
+        with httpx.stream("POST", f"{server.url}/v1/chat/completions", json=body | {"stream": stream}) as reply:
+            assert reply.headers.get("x-bianlian-lora") == strengths
+            named = [part.split(";")[0] for part in (strengths or "").split(", ")]
+            assert strengths is None or reply.headers["x-bianlian-adapter"] == "+".join(named)
+            reply.read()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_max_tokens_is_a_bound_and_a_header_says_when_the_prompt_leaves_less(
+    server: RunningServer, stream: bool
+) -> None:
+    longest = server.services.engine.engine.max_model_len
+    asked = server.client().chat.completions.with_raw_response.create
+    body = {"model": "r8", "messages": QUESTION, "extra_body": {"ignore_eos": True}}
+    prompt = asked(**body, max_tokens=1).parse().usage.prompt_tokens
+    fits = asked(**body, max_tokens=longest - prompt)
+    assert "x-bianlian-max-tokens" not in fits.headers and fits.parse().usage.total_tokens == longest
+    body |= {"stream": stream, "max_tokens": 10 * longest}
+    if stream:
+        reply = asked(**body, stream_options={"include_usage": True})
+        *_, last, usage = reply.parse()
+        reason, used = last.choices[0].finish_reason, usage.usage
+    else:
+        reply = asked(**body)
+        reason, used = reply.parse().choices[0].finish_reason, reply.parse().usage
+    assert reply.headers["x-bianlian-max-tokens"] == str(longest - prompt)
+    assert reason == "length" and used.completion_tokens == longest - prompt
+
+
+def test_a_minimum_that_cannot_be_kept_is_refused(server: RunningServer) -> None:
+    longest = server.services.engine.engine.max_model_len
+    for limits in ({"min_tokens": 5, "max_tokens": 4}, {"min_tokens": longest, "max_tokens": 2 * longest}):
+        reply = httpx.post(f"{server.url}/v1/chat/completions", json={"model": "r8", "messages": QUESTION} | limits)
+        assert (reply.status_code, reply.json()["error"]["param"]) == (400, "min_tokens")
+
+
 def test_stop_string_ends_the_answer_and_is_not_shown(server: RunningServer) -> None:
     whole = server.client().chat.completions.create(model="r2", messages=QUESTION, **GREEDY).choices[0].message.content
     assert whole

@@ -19,7 +19,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
 
-from adapters.errors import Invalid, Unavailable
+from adapters.errors import InsufficientStorage, Invalid, Unavailable
 from serving.database.database import MIGRATIONS, Database
 from serving.database.tables import api_keys, metadata, usage, votes
 from serving.keys import KeyStore
@@ -200,3 +200,12 @@ def test_a_database_that_cannot_be_used_says_why_and_gives_no_password_away(
     with pytest.raises(error, match=says) as raised:
         Database(url)
     assert "secret" not in str(raised.value)
+
+
+def test_a_database_whose_disk_is_full_says_so_and_keeps_what_it_has(tmp_path: Path) -> None:
+    with opened(f"sqlite:///{tmp_path}/bianlian.db") as database:
+        kept, _ = KeyStore(database).create("kept")
+        with pytest.raises(InsufficientStorage, match="no room left"), database.writing() as connection:
+            connection.exec_driver_sql("PRAGMA max_page_count = 1")  # it has more already: not a page can be added
+            connection.exec_driver_sql("CREATE TABLE large AS SELECT zeroblob(1000000) AS bytes")
+        assert [key.name for key in KeyStore(database).all()] == [kept.name]

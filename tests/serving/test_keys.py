@@ -224,6 +224,35 @@ def test_wrong_commands_are_one_line_and_exit_code_two(
     assert ended.value.code == 2 and says in error and error.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([], "user; no limits; never expires"),
+        (["--admin", "--rpm", "60"], "admin; 60 requests a minute; never expires"),
+        (
+            ["--rpm", "60", "--tpm", "20000", "--expires", "2"],
+            "60 requests a minute and 20,000 tokens a minute; expires",
+        ),
+    ],
+)
+def test_a_new_key_says_what_it_may_do_and_prints_nothing_but_itself(
+    arguments: list[str], says: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    url = f"sqlite:///{tmp_path}/keys.db"
+    monkeypatch.setattr(sys, "argv", ["bianlian", "keys", "create", "mine", *arguments, "--database", url])
+    with pytest.raises(SystemExit) as ended:
+        app.main()
+    written = capsys.readouterr()
+    assert not ended.value.code and says in written.err
+    if "--expires" in arguments:
+        assert time.strftime("%Y-%m-%d", time.localtime(time.time() + 2 * DAY_S)) in written.err
+    database = Database(url)
+    try:
+        assert KeyStore(database).find(written.out.strip()) is not None
+    finally:
+        database.close()
+
+
 def test_looking_a_key_up_does_not_run_on_the_event_loop(store: KeyStore) -> None:
     """The database may be slow or locked; answers that stream meanwhile must not notice."""
     _, text = store.create("mine")

@@ -8,14 +8,17 @@ import threading
 import time
 import zipfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
 import pytest
 
 from adapters.errors import Conflict
-from serving.watch import SETTLE_S, DirectoryWatcher, publish_found
+from serving.engine.sequence import TokenDelta
+from serving.watch import HALF_S, SETTLE_S, DirectoryWatcher, publish_found
 from tests import tiny
+from tests.full_disk import full_disk
 from tests.serving.running import RunningServer, running_server
 from tests.serving.test_api import GREEDY, QUESTION, settings_for
 
@@ -93,11 +96,15 @@ def test_files_zip_and_tar_publish_the_same_adapter(server: RunningServer, tiny_
         assert again.status_code == 200, again.text
         assert again.json()["new"] is False and "no new version" in again.json()["message"]
     assert upload(server, tiny_adapters["r4"]).json()["id"] == "face@2"
+    noted = upload(server, tiny_adapters["r4"], notes="第二版").json()
+    assert noted["id"] == "face@2" and noted["new"] is False and "new notes" in noted["message"]
     assert ask(server, "face").headers["x-bianlian-adapter"] == "face@2"
     one, two = send(server, "GET", "/v1/adapters/face").json()["versions"]
     assert (one["number"], one["rank"], one["notes"], one["current"]) == (1, 2, "第一版", False)
     assert (two["rank"], two["current"], two["status"], two["problem"]) == (4, True, "active", None)
-    assert two["bytes"] == sum((tiny_adapters["r4"] / name).stat().st_size for name in FILES)
+    assert two["notes"] == "第二版"
+    files = sum((tiny_adapters["r4"] / name).stat().st_size for name in FILES)
+    assert two["bytes"] == files + len("第二版".encode())
     assert two["effect"]["verdict"] == "ok" and abs(two["created"] - time.time()) < 3600
 
 
@@ -149,6 +156,41 @@ def test_delete_while_streaming_waits_or_ends_the_stream(server: RunningServer, 
     assert not (server.services.registry.store.root / "face").exists()
     assert send(server, "DELETE", "/v1/adapters/face").status_code == 404
     assert send(server, "DELETE", "/v1/adapters/tiny").status_code == 400
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "body"),
+    [
+        ("/v1/chat/completions", {"messages": QUESTION}),
+        ("/v1/completions", {"prompt": "你好"}),
+        ("/v1/responses", {"input": "你好"}),
+        ("/v1/embeddings", {"input": ["你好", "再见"]}),
+    ],
+)
+def test_a_plain_answer_that_is_ended_by_force_is_503_and_says_why(
+    server: RunningServer,
+    tiny_adapters: dict[str, Path],
+    endpoint: str,
+    body: dict[str, object],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    upload(server, tiny_adapters["r2"])
+    engine, begun, never = server.services.engine.engine, threading.Event(), threading.Event()
+
+    def no_step() -> list[TokenDelta]:
+        begun.set()
+        never.wait(0.005)
+        return []
+
+    monkeypatch.setattr(engine, "step", no_step)
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(send, server, "POST", endpoint, json={"model": "face", **body})
+        assert begun.wait(30)
+        assert send(server, "DELETE", "/v1/adapters/face?force=true").status_code == 200
+        reply = asked.result()
+    error = reply.json()["error"]
+    assert (reply.status_code, error["code"]) == (503, "adapter_unloaded"), reply.text
+    assert "unloaded by force" in error["message"] and int(reply.headers["retry-after"]) >= 1
 
 
 def test_deleting_a_name_leaves_requests_on_the_same_weights_under_another(
@@ -254,6 +296,34 @@ def test_a_form_that_is_none_gets_an_error(server: RunningServer, content: bytes
     headers = {"content-type": "multipart/form-data; boundary=x"}
     reply = send(server, "POST", "/v1/adapters", content=content, headers=headers)
     assert reply.status_code == 400 and reply.json()["error"]["message"]
+
+
+def test_a_full_disk_is_507_and_leaves_nothing(
+    server: RunningServer, tiny_adapters: dict[str, Path], tmp_path: Path
+) -> None:
+    upload(server, tiny_adapters["r2"])
+    large = {"file": ("large.zip", b"x" * (3 << 20))}
+    targets = {"targets": [{"model": "face"}]}
+    with full_disk(64 << 10):
+        refused = [
+            send(server, "POST", "/v1/adapters", data={"name": "new"}, files=large),
+            send(server, "POST", "/v1/files", data={"purpose": "adapter"}, files=large),
+        ]
+    with full_disk(0):
+        refused += [
+            send(server, "PUT", "/v1/aliases/persona", json=targets),
+            upload(server, tiny_adapters["r4"]),
+        ]
+    for reply in refused:
+        assert reply.status_code == 507, reply.text
+        error = reply.json()["error"]
+        assert error["code"] == "insufficient_storage" and "delete adapters or files" in error["message"]
+    store = server.services.registry.store
+    assert store.names() == ["face"] and store.numbers("face") == [1]
+    assert not server.services.chat.aliases.all() and not [path for path in store.aliases.glob("*")]
+    assert send(server, "GET", "/v1/files").json()["data"] == []
+    assert send(server, "PUT", "/v1/aliases/persona", json=targets).status_code == 200
+    assert upload(server, tiny_adapters["r4"]).json()["id"] == "face@2"
 
 
 def test_an_upload_that_breaks_off_leaves_nothing(server: RunningServer, tiny_adapters: dict[str, Path]) -> None:
@@ -409,14 +479,15 @@ def test_only_the_admin_changes_anything(tiny_base: Path, tiny_adapters: dict[st
             ("DELETE", "/v1/adapters/face", {}),
             ("PUT", "/v1/aliases/new", {"json": put}),
             ("DELETE", "/v1/aliases/new", {}),
+            ("GET", "/v1/adapters", {}),
+            ("GET", "/v1/aliases", {}),
             ("GET", "/v1/files", {}),
             ("POST", "/v1/files", {"data": {"purpose": "adapter"}, "files": {"file": ("x", b"x")}}),
         ]
         for method, path, body in changes:
             assert send(running, method, path, **body).status_code == 401, path
             assert send(running, method, path, headers=user, **body).status_code == 403, path
-        assert send(running, "GET", "/v1/adapters", headers=user).status_code == 200
-        assert [card["id"] for card in send(running, "GET", "/v1/adapters", headers=user).json()["data"]] == ["face"]
+        assert [card["id"] for card in send(running, "GET", "/v1/adapters", headers=admin).json()["data"]] == ["face"]
         # Without a `user` the key decides.
         share = {"targets": [{"model": "face"}, {"model": "tiny"}]}
         assert send(running, "PUT", "/v1/aliases/new", json=share, headers=admin).status_code == 200
@@ -451,6 +522,29 @@ def test_a_watched_directory_publishes_what_is_whole_and_settled(
     for path in (*half.iterdir(), half):
         path.unlink() if path.is_file() else path.rmdir()
     assert watcher.poll(200) == []
+
+
+@pytest.mark.parametrize(("there", "missing"), [FILES, FILES[::-1]])
+def test_a_watched_directory_that_stays_half_an_adapter_is_said_once(
+    tiny_adapters: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture, there: str, missing: str
+) -> None:
+    watcher = DirectoryWatcher([tmp_path])
+    half = tiny.copy(tiny_adapters["r2"], tmp_path / "half")
+    (half / missing).unlink()
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("")
+
+    def said() -> list[str]:
+        return [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+
+    for now in (0.0, HALF_S / 2):
+        assert watcher.poll(now) == [] and not said(), "it may still be coming"
+    for now in (HALF_S, 2 * HALF_S, 3 * HALF_S):
+        assert watcher.poll(now) == []
+    (message,) = said()
+    assert str(half) in message and f"no {missing}" in message
+    (half / missing).write_bytes((tiny_adapters["r2"] / missing).read_bytes())
+    assert watcher.poll(4 * HALF_S) == [] and watcher.poll(4 * HALF_S + SETTLE_S) == [half] and len(said()) == 1
 
 
 def test_a_server_publishes_from_the_directory_it_watches(

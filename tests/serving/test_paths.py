@@ -38,6 +38,12 @@ def send(server: RunningServer, method: str, path: str, **headers: str) -> httpx
         ("PUT", "/v1/models", "GET, HEAD, OPTIONS"),
         ("DELETE", "/v1/models/tiny", "GET, HEAD, OPTIONS"),
         ("HEAD", "/v1/completions", "POST, OPTIONS"),
+        ("POST", "/v1", "GET, HEAD, OPTIONS"),
+        ("POST", "/health", "GET, HEAD, OPTIONS"),
+        ("PUT", "/ready", "GET, HEAD, OPTIONS"),
+        ("DELETE", "/version", "GET, HEAD, OPTIONS"),
+        ("POST", "/metrics", "GET, HEAD, OPTIONS"),
+        ("GET", "/tokenize", "POST, OPTIONS"),
     ],
 )
 def test_a_wrong_method_is_told_the_right_ones(server: RunningServer, method: str, path: str, allow: str) -> None:
@@ -84,15 +90,25 @@ def test_head_needs_the_key_as_well(server: RunningServer) -> None:
     assert httpx.head(f"{server.url}/v1/models").status_code == 401
 
 
-@pytest.mark.parametrize("path", ["/v1/", "/v1/models/", "/v1/models/tiny/", "/v1//"])
+@pytest.mark.parametrize(
+    "path",
+    ["/v1/", "/v1/models/", "/v1/models/tiny/", "/v1//", "/health/", "/ready/", "/version/", "/openapi.json/"],
+)
 def test_a_slash_at_the_end_changes_nothing(server: RunningServer, path: str) -> None:
-    assert send(server, "GET", path).json() == send(server, "GET", path.rstrip("/")).json()
+    spelled, plain = send(server, "GET", path), send(server, "GET", path.rstrip("/"))
+    assert spelled.status_code == plain.status_code == 200 and spelled.json() == plain.json()
 
 
-def test_posting_with_a_slash_at_the_end_is_answered_without_a_redirect(server: RunningServer) -> None:
-    body = {"model": "tiny", "messages": QUESTION, **GREEDY}
+def test_metrics_are_there_with_a_slash_too(server: RunningServer) -> None:
+    reply = send(server, "GET", "/metrics/")  # its figures change from one request to the next
+    assert reply.status_code == 200 and "# TYPE" in reply.text
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions/", "/tokenize/"])
+def test_posting_with_a_slash_at_the_end_is_answered_without_a_redirect(server: RunningServer, path: str) -> None:
+    body = {"model": "tiny", "messages": QUESTION} | (GREEDY if "chat" in path else {})
     headers = {"Authorization": "Bearer user-key"}
-    reply = httpx.post(f"{server.url}/v1/chat/completions/", json=body, headers=headers, follow_redirects=False)
+    reply = httpx.post(f"{server.url}{path}", json=body, headers=headers, follow_redirects=False)
     assert reply.status_code == 200
 
 

@@ -1,6 +1,7 @@
 """Streams among real clients: raw sockets that wait, stall, leave at the worst moment; and a server that stops."""
 
 import asyncio
+import errno
 import json
 import re
 import signal
@@ -13,6 +14,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+import app
 from serving.api import streaming
 from serving.async_engine import MAX_UNREAD
 from serving.engine.sequence import TokenDelta
@@ -72,6 +74,30 @@ def wait_for(condition: object, what: str) -> None:
     while not condition():
         assert time.monotonic() < deadline, what
         time.sleep(0.005)
+
+
+def test_accepted_connections_send_at_once_and_give_up_a_client_that_reads_no_more() -> None:
+    with app.listen("127.0.0.1", 0) as listening, socket.create_connection(listening.getsockname()):
+        accepted, _ = listening.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+            if hasattr(socket, "TCP_USER_TIMEOUT"):
+                unread_ms = accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
+                assert unread_ms == app.STALLED_MS > 1000 * streaming.STALLED_AFTER_S
+
+
+def test_a_connection_nobody_reads_is_ended_by_the_system(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(app, "STALLED_MS", 1)
+    with app.listen("127.0.0.1", 0) as listening, socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect(listening.getsockname())
+        accepted, _ = listening.accept()
+        with accepted:
+            accepted.settimeout(30)
+            with pytest.raises(TimeoutError) as ended:
+                while True:
+                    accepted.send(bytes(65536))
+    assert ended.value.errno == errno.ETIMEDOUT, "ended by the system, not by our own waiting"
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_play
 from playwright.sync_api import TimeoutError as PlaywrightTimeout
 
 import app
+from adapters.aliases import Alias, AliasTarget
 from adapters.base_model import fingerprint_of
 from adapters.manifest import AdapterManifest, PersonaCard
 from adapters.settings import Settings
@@ -245,6 +246,26 @@ def test_an_adapter_loaded_while_the_page_is_open_can_be_chosen(
         expect(page.locator("#lane-1-stats")).to_contain_text("later@1")
     finally:
         registry.detach("later")
+
+
+def test_aliases_can_be_chosen_after_the_adapters_while_they_mean_something(server: Server) -> None:
+    from serving.ui.models import choices, manifest_of
+
+    chat = server.services.chat
+    adapter, directory = "wukong", chat.registry.resolve("wukong").directory
+    before = choices(chat, "en")
+    for name, target in (("persona", adapter), ("plain", chat.base.name)):
+        chat.aliases.put(Alias(name=name, targets=[AliasTarget(model=target)]), chat.registry)
+    try:
+        assert choices(chat, "en") == [*before, ("persona · alias", "persona"), ("plain · alias", "plain")]
+        assert choices(chat)[-1] == ("plain · 别名", "plain")
+        assert manifest_of(chat, "persona") == manifest_of(chat, adapter) and manifest_of(chat, "plain") is None
+        chat.registry.detach(adapter)
+        assert [name for _, name in choices(chat)] == [name for _, name in before if name != adapter] + ["plain"]
+    finally:
+        chat.registry.attach(adapter, directory, replace=True)
+        for name in ("persona", "plain"):
+            chat.aliases.delete(name)
 
 
 @pytest.mark.browser

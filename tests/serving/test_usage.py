@@ -144,7 +144,7 @@ def test_what_was_used_is_written_when_the_server_stops(tiny_base: Path, tmp_pat
     today = datetime.now(UTC).date()
     [row] = UsageBook(database, UsageLedger()).report(today, today)
     database.close()
-    assert row["key"] == "" and row["completion_tokens"] == reply.usage.completion_tokens
+    assert row["key"] == "--no-key" and row["completion_tokens"] == reply.usage.completion_tokens
     command = [sys.executable, "-m", "app", "keys", "usage", "--database", settings.database_url]
     shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert "tiny" in shown and str(row["completion_tokens"]) in shown
+    assert "tiny" in shown and "--no-key" in shown and str(row["completion_tokens"]) in shown
