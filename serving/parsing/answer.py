@@ -9,7 +9,7 @@ from adapters.errors import Invalid
 from serving.engine.grammar import Grammar
 from serving.parsing.answer_format import AnswerFormat, thinks_already
 from serving.parsing.calls import CallFormat, CallReader, Spell
-from serving.parsing.pieces import Pieces
+from serving.parsing.pieces import Pieces, Reader
 from serving.parsing.reasoning import ReasoningMarks, ReasoningReader
 from serving.parsing.tools import Tools
 
@@ -36,7 +36,7 @@ class AnswerPlan:
         return AnswerReader(self)
 
 
-class AnswerReader:
+class AnswerReader(Reader):
     """Text as it arrives → content, thoughts and calls."""
 
     def __init__(self, plan: AnswerPlan):
@@ -46,20 +46,15 @@ class AnswerReader:
             live = _enforced(plan.tools)
             self._calls = plan.calls.reader(plan.tools.functions, live=live)
 
-    def feed(self, text: str) -> Pieces:
-        pieces = self._thoughts.feed(text) if self._thoughts else Pieces(text)
-        return self._read_calls(pieces, final=False)
-
-    def finish(self) -> Pieces:
-        pieces = self._thoughts.finish() if self._thoughts else Pieces()
-        return self._read_calls(pieces, final=True)
-
     @property
     def cut(self) -> bool:
         """Whether the answer ended inside a call that has been passed on."""
         return self._calls is not None and self._calls.cut
 
-    def _read_calls(self, pieces: Pieces, *, final: bool) -> Pieces:
+    def _read(self, text: str, *, final: bool) -> Pieces:
+        pieces = Pieces(text)
+        if self._thoughts:
+            pieces = self._thoughts.finish() if final else self._thoughts.feed(text)
         if self._calls is None:
             return pieces
         found = self._calls.feed(pieces.content)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from serving.parsing.pieces import Pieces, overlap
+from serving.parsing.pieces import Pieces, Reader, cut_at
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ KNOWN_MARKS = (
 )
 
 
-class ReasoningReader:
+class ReasoningReader(Reader):
     """Splits thoughts from what follows. They are at the beginning or nowhere: a mark that comes later is text. Line
     breaks around the thoughts are the marks' and belong to neither."""
 
@@ -28,12 +28,6 @@ class ReasoningReader:
         self._text = ""  # not yet decided
         self._state = "inside" if inside else "before"
         self._begun = False  # something of the present part has been passed on
-
-    def feed(self, text: str) -> Pieces:
-        return self._read(text, final=False)
-
-    def finish(self) -> Pieces:
-        return self._read("", final=True)
 
     def _read(self, text: str, *, final: bool) -> Pieces:
         self._text += text
@@ -53,17 +47,15 @@ class ReasoningReader:
             self._state = "none"
 
     def _take_reasoning(self, final: bool) -> str:
-        thought, closing, rest = self._text.partition(self.marks.closing)
+        thought, closed, self._text = cut_at(self._text, self.marks.closing, final=final)
         if not self._begun:
             thought = thought.lstrip("\n")
-        if closing:
-            self._text, self._state, self._begun = rest, "after", False
-            return thought.rstrip("\n")
-        # Line breaks may be the ones before the mark.
-        held = 0 if final else overlap(thought, self.marks.closing)
-        sure = thought[: len(thought) - held].rstrip("\n")
-        self._text = "" if final else thought[len(sure) :]
-        self._begun = self._begun or bool(sure)
+        sure = thought.rstrip("\n")
+        if closed:
+            self._state, self._begun = "after", False
+        elif not final:  # line breaks may be the ones before the mark
+            self._text = thought[len(sure) :] + self._text
+            self._begun = self._begun or bool(sure)
         return sure
 
     def _take_content(self) -> str:
