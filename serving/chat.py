@@ -124,8 +124,9 @@ class ChatService:
                 lambda stream: self._count(stream, *counted[stream.request.id]),
             )
             undo.pop_all()
+        decode = self.base.tokenizer.decode
         answers = [
-            Answer(self._model_name(turn), self.base.name, _taking_part(leases, stream.request), stream, plan)
+            Answer(self._model_name(turn), self.base.name, _taking_part(leases, stream.request), stream, plan, decode)
             for (turn, leases, _, plan), stream in zip(prepared, streams, strict=True)
         ]
         note_answers(answers)

@@ -40,7 +40,7 @@ class AnswerReader(Reader):
     """Text as it arrives → content, thoughts and calls."""
 
     def __init__(self, plan: AnswerPlan):
-        self._thoughts = ReasoningReader(plan.marks, inside=plan.inside) if plan.marks else None
+        self.thoughts = ReasoningReader(plan.marks, inside=plan.inside) if plan.marks else None
         self._calls: CallReader | None = None
         if plan.calls and plan.tools:
             live = _enforced(plan.tools)
@@ -53,8 +53,8 @@ class AnswerReader(Reader):
 
     def _read(self, text: str, *, final: bool) -> Pieces:
         pieces = Pieces(text)
-        if self._thoughts:
-            pieces = self._thoughts.finish() if final else self._thoughts.feed(text)
+        if self.thoughts:
+            pieces = self.thoughts.finish() if final else self.thoughts.feed(text)
         if self._calls is None:
             return pieces
         found = self._calls.feed(pieces.content)
