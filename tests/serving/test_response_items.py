@@ -188,7 +188,8 @@ def test_thoughts_are_an_item_and_are_counted(thinker: RunningServer) -> None:
         counted = response.usage.output_tokens_details.reasoning_tokens
         kinds = [item.type for item in response.output]
         if kinds != ["reasoning", "message"]:
-            assert counted == (0 if "reasoning" not in kinds else response.usage.output_tokens)
+            # Marks with nothing between them; or all of it thought.
+            assert counted == response.usage.output_tokens if "reasoning" in kinds else counted in (0, 2)
             continue
         thought += 1
         reasoning, message = response.output
