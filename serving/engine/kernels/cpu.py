@@ -29,7 +29,7 @@ __all__ = [
     "store_kv",
 ]
 
-# oneDNN compiles a product for every shape it meets, a quarter of a MiB each or more, and keeps 1,024 of them; PyTorch's
+# oneDNN compiles a product for every shape it meets, a quarter of a MiB each or more, and keeps 1,024; PyTorch's
 # wrapper keeps as many more alive. Steps differ in rows and prompts in length, so a server grew by hundreds of MiB
 # before any were dropped. A step needs about ten. Both are read at the first product; the environment goes first.
 _COMPILED_PRODUCTS = 128
