@@ -60,8 +60,13 @@ def test_every_dialect_says_who_answers(
 @pytest.mark.parametrize("path", ["responses", "embeddings", "completions"])
 def test_the_other_endpoints_read_the_same_dialects(server: RunningServer, path: str) -> None:
     def send(headers: dict[str, str] | None = None, **fields: object) -> httpx.Response:
-        body = {"model": "tiny", "prompt" if path == "completions" else "input": "你好", **fields}
-        return httpx.post(f"{server.url}/v1/{path}", json=body, headers=headers or {})
+        asked: dict[str, dict[str, object]] = {
+            "responses": {"input": "你好", "max_output_tokens": 2},
+            "embeddings": {"input": "你好"},
+            "completions": {"prompt": "你好", "max_tokens": 2},
+        }
+        body = {"model": "tiny", **asked[path], **fields}
+        return httpx.post(f"{server.url}/v1/{path}", json=body, headers=headers or {}, timeout=60)
 
     named: list[dict[str, object]] = [{field: "r8"} for field in ("adapter_id", "lora_path", "use_adapter", "patch_id")]
     for fields in (*named, {"lora": [{"name": "r8"}]}, {"model": "r8", "use_adapter": True}):
