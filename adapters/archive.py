@@ -3,7 +3,9 @@ anything is written, and of an archive nothing is written but the files that mak
 
 import gzip
 import io
+import lzma
 import stat
+import struct
 import tarfile
 import zipfile
 import zlib
@@ -20,6 +22,11 @@ MAX_ENTRIES = 1000
 _CHUNK = 1 << 20
 _DIRECTORY_BYTES = 1 << 20  # of a zip's list of entries, or of one header of a tar: they are read whole
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib")
+# What the standard library's readers raise at archives that are none, or that lie about themselves.
+_BROKEN = (
+    *(zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, struct.error),
+    *(EOFError, OSError, NotImplementedError, ValueError, LookupError, OverflowError, RuntimeError),
+)
 _ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar")
 
 
@@ -62,7 +69,7 @@ def unpack_adapter(archive: Path, target: Path, *, limit: int) -> Contents:
             return _unpack_zip(archive, target, limit)
         if start.startswith(b"\x1f\x8b") or start[257:262] == b"ustar":
             return _unpack_tar(archive, target, limit, packed=start[257:262] != b"ustar")
-    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, OSError, NotImplementedError) as error:
+    except _BROKEN as error:
         raise Invalid(f"the archive cannot be read: {error}", param="file") from error
     raise Invalid(
         "the file is no zip, tar or tar.gz archive; send one, or the adapter's files as they are", param="file"

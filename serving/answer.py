@@ -1,6 +1,6 @@
 """A running answer, as its callers read it: content, thoughts and tool calls apart."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Self
@@ -11,14 +11,17 @@ from serving.engine.sequence import FinishReason, TokenDelta
 from serving.figures import Progress
 from serving.parsing.answer import AnswerPlan
 from serving.parsing.pieces import CallPiece, Pieces, joined
+from serving.parsing.reasoning import ThoughtTokens
 
 
 @dataclass(frozen=True)
 class AnswerDelta(TokenDelta):
-    """`text` is content only: thoughts are in `reasoning`, tool calls in `calls`."""
+    """`text` is content only: thoughts are in `reasoning`, tool calls in `calls`. `reasoning_tokens` are the thoughts'
+    of all tokens so far."""
 
     reasoning: str = ""
     calls: tuple[CallPiece, ...] = ()
+    reasoning_tokens: int = 0
 
 
 class Answer:
@@ -31,11 +34,13 @@ class Answer:
         versions: list[AdapterVersion],
         stream: TokenStream,
         plan: AnswerPlan,
+        decode: Callable[[Sequence[int]], str],
         *,
         shortened: bool = False,
     ):
         self.model = model  # as it was asked for
         self._plan = plan
+        self._decode = decode
         self.versions = versions  # empty: the base alone
         self._base = base
         self.prompt_ids = stream.request.prompt_ids
@@ -86,6 +91,7 @@ class Answer:
 
     async def _as_it_reads(self) -> AsyncIterator[AnswerDelta]:
         reader, called = self._plan.reader(), False
+        thought = ThoughtTokens(self._plan.marks, self._decode) if self._plan.marks else None
         one_call = self._plan.tools is not None and not self._plan.tools.several
         async for delta in self._stream:
             pieces = reader.feed(delta.text)
@@ -93,16 +99,18 @@ class Answer:
                 rest = reader.finish()
                 calls = joined((*pieces.calls, *rest.calls))
                 pieces = Pieces(pieces.content + rest.content, pieces.reasoning + rest.reasoning, calls)
+            count = thought.count(delta.token_ids, reader.thoughts) if thought and reader.thoughts else 0
             called = called or bool(pieces.calls)
             if one_call and any(piece.index for piece in pieces.calls):
                 # A second one begins, which was not wanted: the answer ends here.
                 first = tuple(piece for piece in pieces.calls if not piece.index)
                 self._stream.abort()
-                yield _with_pieces(replace(delta, finish_reason=FinishReason.TOOL_CALLS), replace(pieces, calls=first))
+                delta = replace(delta, finish_reason=FinishReason.TOOL_CALLS)
+                yield _with_pieces(delta, replace(pieces, calls=first), count)
                 return
             if called and not reader.cut and delta.finish_reason == FinishReason.STOP:
                 delta = replace(delta, finish_reason=FinishReason.TOOL_CALLS)
-            yield _with_pieces(delta, pieces)
+            yield _with_pieces(delta, pieces, count)
 
     def stop(self) -> None:
         """End the answer where it is; its iteration finishes with FinishReason.ABORT."""
@@ -114,7 +122,7 @@ def joined_names(versions: Sequence[AdapterVersion]) -> str:
     return "+".join(dict.fromkeys(map(str, versions)))
 
 
-def _with_pieces(delta: TokenDelta, pieces: Pieces) -> AnswerDelta:
+def _with_pieces(delta: TokenDelta, pieces: Pieces, reasoning_tokens: int = 0) -> AnswerDelta:
     return AnswerDelta(
         delta.request_id,
         pieces.content,
@@ -128,4 +136,5 @@ def _with_pieces(delta: TokenDelta, pieces: Pieces) -> AnswerDelta:
         delta.embedding,
         pieces.reasoning,
         pieces.calls,
+        reasoning_tokens,
     )

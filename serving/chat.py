@@ -124,6 +124,7 @@ class ChatService:
                 lambda stream: self._count(stream, *counted[stream.request.id]),
             )
             undo.pop_all()
+        decode = self.base.tokenizer.decode
         answers = [
             Answer(
                 self._model_name(turn),
@@ -131,6 +132,7 @@ class ChatService:
                 _taking_part(leases, stream.request),
                 stream,
                 plan,
+                decode,
                 shortened=turn.max_tokens not in (None, stream.request.params.max_tokens),
             )
             for (turn, leases, _, plan), stream in zip(prepared, streams, strict=True)

@@ -5,8 +5,6 @@ In memory: a restart forgets them, and each key keeps its latest only. Every key
 from collections import OrderedDict
 from dataclasses import dataclass
 
-from adapters.renderer import Message
-
 MAX_KEYS = 64  # the one that asked longest ago is forgotten first
 MAX_RESPONSES = 1024  # of one key
 MAX_BYTES = 8 << 20  # of one key's responses and their conversations
@@ -15,11 +13,12 @@ MAX_BYTES = 8 << 20  # of one key's responses and their conversations
 @dataclass(frozen=True)
 class StoredResponse:
     body: bytes  # as it was sent
-    conversation: tuple[Message, ...]  # all of it, the answer included and the instructions not
+    asked: tuple[bytes, ...]  # the items it answers, those of earlier responses included and the instructions not
+    answered: tuple[bytes, ...]  # the items of the answer, as far as one can go on from them
 
     @property
     def nbytes(self) -> int:
-        return len(self.body) + sum(len(message["content"].encode()) for message in self.conversation)
+        return len(self.body) + sum(map(len, (*self.asked, *self.answered)))
 
 
 class ResponseStore:

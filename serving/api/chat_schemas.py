@@ -1,32 +1,15 @@
 """Bodies of chat completions and comparisons."""
 
-import json
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from adapters.renderer import Message
-from serving.api.schemas import (
-    MAX_CHOICES,
-    MAX_TOP_LOGPROBS,
-    AdapterFields,
-    Body,
-    Sampling,
-    StreamOptions,
-    has_half_surrogates,
-)
+from serving.api.schemas import MAX_CHOICES, MAX_TOP_LOGPROBS, AdapterFields, Body, Misfit, Sampling, StreamOptions
+from serving.api.thinking import Thinking, without_degrees
+from serving.api.tool_schemas import MAX_TOOLS, Choice, FunctionDefinition, FunctionName, arguments_of, offer
 from serving.chat import MAX_SCALE
-from serving.parsing.tools import Function, Tools
-
-MAX_TOOLS = 128  # as OpenAI has it
-
-
-class Misfit(ValueError):
-    """A field that does not go with the others."""
-
-    def __init__(self, message: str, param: str):
-        super().__init__(message)
-        self.param = param
+from serving.parsing.tools import Tools
 
 
 class TextPart(Body):
@@ -41,9 +24,7 @@ class CalledFunction(Body):
     @field_validator("arguments")
     @classmethod
     def an_object(cls, value: str) -> str:
-        arguments = _parsed(value)
-        if not isinstance(arguments, dict) or has_half_surrogates(arguments):
-            raise ValueError("arguments must be a JSON object, as text")
+        arguments_of(value)
         return value
 
 
@@ -56,7 +37,7 @@ class ToolCall(Body):
     index: int | None = None  # clients that join a stream's chunks leave it in
 
     def plain(self) -> dict[str, Any]:
-        function = {"name": self.function.name, "arguments": _parsed(self.function.arguments)}
+        function = {"name": self.function.name, "arguments": arguments_of(self.function.arguments)}
         return {"id": self.id, "type": "function", "function": function}
 
 
@@ -100,32 +81,9 @@ class ChatMessage(Body):
         return message
 
 
-FunctionName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
-
-
-class FunctionDefinition(Body):
-    name: FunctionName
-    description: str | None = None
-    parameters: dict[str, Any] | None = None
-    strict: bool | None = None
-
-
 class Tool(Body):
     type: Literal["function"]
     function: FunctionDefinition
-
-    def offered(self, number: int) -> Function:
-        """Without parameters it takes none. `strict` is for the server; models have not seen it."""
-        schema = self.function.parameters
-        schema = {"type": "object", "properties": {}, "additionalProperties": False} if schema is None else schema
-        declared = {"name": self.function.name, "description": self.function.description or "", "parameters": schema}
-        return Function(
-            self.function.name,
-            {"type": "function", "function": declared},
-            schema,
-            strict=bool(self.function.strict),
-            param=f"tools.{number}.function.parameters",
-        )
 
 
 class ChosenName(Body):
@@ -137,13 +95,8 @@ class ChosenFunction(Body):
     function: ChosenName
 
 
-class TemplateOptions(Body):
-    """Of what vLLM passes on to the chat template, the one that is known here."""
-
-    enable_thinking: bool
-
-
-class ChatCompletionRequest(AdapterFields, Sampling):
+class ChatCompletionRequest(AdapterFields, Thinking, Sampling):
+    effort_field = "reasoning_effort"
     messages: list[ChatMessage] = Field(min_length=1)
     max_completion_tokens: int | None = Field(default=None, ge=1)
     n: int = Field(default=1, ge=1, le=MAX_CHOICES)
@@ -152,10 +105,8 @@ class ChatCompletionRequest(AdapterFields, Sampling):
     logprobs: bool = False
     top_logprobs: int | None = Field(default=None, ge=0, le=MAX_TOP_LOGPROBS)
     tools: list[Tool] | None = Field(default=None, max_length=MAX_TOOLS)
-    tool_choice: Literal["none", "auto", "required"] | ChosenFunction | None = None
+    tool_choice: Choice | ChosenFunction | None = None
     parallel_tool_calls: bool | None = None
-    thinking: bool | None = None
-    chat_template_kwargs: TemplateOptions | None = None
     reasoning_effort: Literal["none"] | None = None
     # Without effect; docs/api.md says of each why that is no lie. A value that asks for more is refused.
     safety_identifier: str | None = None
@@ -180,11 +131,7 @@ class ChatCompletionRequest(AdapterFields, Sampling):
     @field_validator("reasoning_effort", mode="before")
     @classmethod
     def no_degrees(cls, value: Any) -> Any:
-        if value not in (None, "none"):
-            raise ValueError(
-                "only reasoning_effort 'none' is supported: thinking has no degrees here; send thinking=true instead"
-            )
-        return value
+        return without_degrees(value, "reasoning_effort")
 
     @model_validator(mode="after")
     def consistent(self) -> "ChatCompletionRequest":
@@ -216,42 +163,21 @@ class ChatCompletionRequest(AdapterFields, Sampling):
             raise Misfit("tool_choice asks for a call, but there are no tools", "tool_choice")
         return self
 
-    @model_validator(mode="after")
-    def thinking_agrees(self) -> "ChatCompletionRequest":
-        sent = {
-            "thinking": self.thinking,
-            "chat_template_kwargs.enable_thinking": self.chat_template_kwargs
-            and self.chat_template_kwargs.enable_thinking,
-            "reasoning_effort": None if self.reasoning_effort is None else False,
-        }
-        given = {name: value for name, value in sent.items() if value is not None}
-        if len(set(given.values())) > 1:
-            raise Misfit(f"{' and '.join(given)} contradict each other; send one of them", next(iter(given)))
-        return self
-
     @property
-    def thinking_field(self) -> str:
-        """The one that says whether the model thinks."""
-        sent = [name for name in ("thinking", "chat_template_kwargs") if getattr(self, name) is not None]
-        return (sent or ["reasoning_effort"])[0]
-
-    @property
-    def thinks(self) -> bool | None:
-        if self.thinking is not None:
-            return self.thinking
-        if self.chat_template_kwargs is not None:
-            return self.chat_template_kwargs.enable_thinking
-        return None if self.reasoning_effort is None else False
+    def asks_for_no_effort(self) -> bool:
+        return self.reasoning_effort is not None
 
     @property
     def offered(self) -> Tools | None:
         if self.tools is None:
             return None
-        functions = tuple(tool.offered(number) for number, tool in enumerate(self.tools))
-        parallel = self.parallel_tool_calls is not False
-        if isinstance(self.tool_choice, ChosenFunction):
-            return Tools(functions, "required", only=self.tool_choice.function.name, parallel=parallel)
-        return Tools(functions, self.tool_choice or "auto", parallel=parallel)
+        functions = [
+            tool.function.offered(f"tools.{number}.function.parameters") for number, tool in enumerate(self.tools)
+        ]
+        choice = self.tool_choice
+        if isinstance(choice, ChosenFunction):
+            return offer(functions, None, choice.function.name, self.parallel_tool_calls)
+        return offer(functions, choice, None, self.parallel_tool_calls)
 
     @property
     def token_limit(self) -> int | None:
@@ -273,11 +199,3 @@ class CompareRequest(Sampling):
     lanes: list[LaneChoice] = Field(min_length=1)
     seed: int | None = Field(default=None, ge=-(2**63), lt=2**64)  # what the stream can repeat
     thinking: bool | None = None
-
-
-def _parsed(text: str) -> Any:
-    """JSON, None where it is none."""
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return None

@@ -25,11 +25,16 @@ class PromptTokensDetails(Declared):
     cached_tokens: int
 
 
+class CompletionTokensDetails(Declared):
+    reasoning_tokens: int
+
+
 class Usage(Declared):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails
+    completion_tokens_details: CompletionTokensDetails
 
 
 class AssistantMessage(Declared):

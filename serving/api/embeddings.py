@@ -11,6 +11,7 @@ from fastapi import APIRouter, Request, Response
 from adapters.errors import Conflict, renaming
 from serving.answer import Answer
 from serving.api.auth import Caller, caller_of
+from serving.api.dialects import Blend, chosen
 from serving.api.errors import ended_reply
 from serving.api.reply import answer_headers
 from serving.api.streaming import unless_disconnected
@@ -29,7 +30,7 @@ def embeddings_router(chat: ChatService) -> APIRouter:
 
     @router.post("/v1/embeddings", response_model=None)
     async def embeddings(body: EmbeddingRequest, request: Request) -> Response:
-        turns = _turns(body, chat, caller_of(request))
+        turns = _turns(body, chat, caller_of(request), chosen(body, request, chat))
         embedded = await unless_disconnected(request, _embed(chat, turns))
         for _, delta in embedded:
             if delta.error:
@@ -51,7 +52,7 @@ def embeddings_router(chat: ChatService) -> APIRouter:
     return router
 
 
-def _turns(body: EmbeddingRequest, chat: ChatService, caller: Caller) -> list[Turn]:
+def _turns(body: EmbeddingRequest, chat: ChatService, caller: Caller, named: tuple[Blend, str]) -> list[Turn]:
     check_token_ids("input", body.input, chat.base.model.config.get_text_config().vocab_size)
     return [
         Turn(
@@ -59,7 +60,9 @@ def _turns(body: EmbeddingRequest, chat: ChatService, caller: Caller) -> list[Tu
             prompt=prompt,
             params=SamplingParams(temperature=0, embed=True),
             max_tokens=0,
-            blend=tuple((choice.model, choice.scale) for choice in body.lora),
+            blend=named[0],
+            param=named[1],
+            user=body.user or "",
             key=caller.key,
             priority=caller.priority(body.priority),
         )

@@ -6,8 +6,9 @@ from typing import Any
 from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import FileResponse
 
-from adapters.errors import Invalid, NotFound
+from adapters.errors import Invalid
 from serving.api.auth import Keys
+from serving.api.paging import page
 from serving.api.uploads import receive_form
 from serving.files import PURPOSES, FileStore, StoredFile
 
@@ -41,19 +42,7 @@ def files_router(files: FileStore, keys: Keys) -> APIRouter:
         found = await asyncio.to_thread(files.all, purpose)
         if order == "asc":
             found.reverse()
-        if after is not None:
-            ids = [file.id for file in found]
-            if after not in ids:
-                raise NotFound("there is no such file to list after", param="after")
-            found = found[ids.index(after) + 1 :]
-        page = found[:limit]
-        return {
-            "object": "list",
-            "data": page,
-            "first_id": page[0].id if page else None,
-            "last_id": page[-1].id if page else None,
-            "has_more": len(found) > limit,
-        }
+        return page(found, lambda file: file.id, after=after, limit=limit)
 
     @router.get("/v1/files/{file_id}")
     async def get_file(file_id: str) -> StoredFile:

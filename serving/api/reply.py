@@ -32,6 +32,7 @@ class Choice:
     error: str | None = None
     error_code: ErrorCode | None = None
     cached_tokens: int = 0
+    reasoning_tokens: int = 0
 
     def take(self, delta: AnswerDelta) -> None:
         self.text += delta.text
@@ -44,6 +45,7 @@ class Choice:
         self.finish_reason = delta.finish_reason
         self.error, self.error_code = delta.error, delta.error_code
         self.cached_tokens = delta.cached_tokens or self.cached_tokens
+        self.reasoning_tokens = delta.reasoning_tokens
 
 
 class Reply(ABC):
@@ -155,6 +157,7 @@ class Reply(ABC):
             "completion_tokens": completion,
             "total_tokens": prompt + completion,
             "prompt_tokens_details": {"cached_tokens": cached},
+            "completion_tokens_details": {"reasoning_tokens": sum(choice.reasoning_tokens for choice in self.choices)},
         }
 
 

@@ -7,9 +7,12 @@ from typing import Annotated, Any, Literal, TypeVar
 import orjson
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from adapters.renderer import Message
-from serving.api.schemas import MAX_BLEND, MAX_TOP_LOGPROBS, Body, LoraChoice, Sampling
+from serving.api.response_input import InputItem
+from serving.api.schemas import MAX_TOP_LOGPROBS, AdapterFields, Body, Misfit, Sampling
+from serving.api.thinking import Thinking, without_degrees
+from serving.api.tool_schemas import MAX_TOOLS, Choice, FunctionDefinition, FunctionName, offer
 from serving.engine.grammar import Grammar
+from serving.parsing.tools import Tools
 
 MAX_METADATA = 16
 MAX_OUTPUT_TOKENS = 2**31 - 1
@@ -28,48 +31,39 @@ def _writable(value: T) -> T:
     return value
 
 
+def _writable_tools(tools: "list[ResponseTool] | None") -> "list[ResponseTool] | None":
+    for tool in tools or []:
+        _writable(tool.parameters)
+    return tools
+
+
 Metadata = Annotated[
     dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]], AfterValidator(_writable)
 ]
 
 
-class ContentPart(Body):
-    type: str
-    text: str
-    annotations: list[Any] | None = None  # with `logprobs`, what an answer has that is sent back as input
-    logprobs: list[Any] | None = None
+class ResponseTool(FunctionDefinition):
+    type: Literal["function"]
 
-    @field_validator("type")
+    @property
+    def declared(self) -> dict[str, Any]:
+        """As a response repeats it."""
+        said = self.model_dump(include={"type", "name", "description", "parameters"})
+        return said | {"strict": bool(self.strict)}
+
+
+class NamedFunction(Body):
+    type: Literal["function"]
+    name: FunctionName
+
+
+class ReasoningOptions(Body):
+    effort: Literal["none"] | None = None
+
+    @field_validator("effort", mode="before")
     @classmethod
-    def is_text(cls, value: str) -> str:
-        if value not in ("input_text", "output_text"):
-            raise ValueError(f"content of type '{value}' is not supported; the model reads input_text and output_text")
-        return value
-
-
-class InputMessage(Body):
-    type: str = "message"
-    role: Literal["system", "developer", "user", "assistant"]
-    content: list[ContentPart]
-    id: str | None = None
-    status: Literal["in_progress", "completed", "incomplete"] | None = None
-    phase: None = None
-
-    @field_validator("type")
-    @classmethod
-    def is_message(cls, value: str) -> str:
-        if value != "message":
-            raise ValueError(f"input items of type '{value}' are not supported; send messages")
-        return value
-
-    @field_validator("content", mode="before")
-    @classmethod
-    def parts(cls, value: Any) -> Any:
-        return [{"type": "input_text", "text": value}] if isinstance(value, str) else value
-
-    def plain(self) -> Message:
-        content = "".join(part.text for part in self.content)
-        return {"role": "system" if self.role == "developer" else self.role, "content": content}
+    def no_degrees(cls, value: Any) -> Any:
+        return without_degrees(value, "reasoning.effort")
 
 
 class TextFormat(Body):
@@ -104,9 +98,9 @@ class ResponseStreamOptions(Body):
     include_obfuscation: Literal[False] | None = None
 
 
-class ResponseRequest(Sampling):
-    model: str
-    input: list[InputMessage] = Field(min_length=1)
+class ResponseRequest(AdapterFields, Thinking, Sampling):
+    effort_field = "reasoning"
+    input: list[InputItem] = Field(min_length=1)
     instructions: str | None = None
     previous_response_id: str | None = None
     store: bool | None = None
@@ -116,29 +110,43 @@ class ResponseRequest(Sampling):
     top_logprobs: int | None = Field(default=None, ge=0, le=MAX_TOP_LOGPROBS)
     stream: bool | None = None
     stream_options: ResponseStreamOptions | None = None
-    lora: list[LoraChoice] = Field(default=[], max_length=MAX_BLEND)
+    tools: Annotated[list[ResponseTool] | None, AfterValidator(_writable_tools)] = Field(
+        default=None, max_length=MAX_TOOLS
+    )
+    tool_choice: Choice | NamedFunction | None = None
+    parallel_tool_calls: bool | None = None
+    reasoning: ReasoningOptions | None = None
     metadata: Metadata | None = Field(default=None, max_length=MAX_METADATA)
-    user: str | None = None
     safety_identifier: str | None = Field(default=None, max_length=64)
     prompt_cache_key: str | None = None  # not needed: prompts that begin alike are found by themselves
     # What clients send although it is the default.
     background: Literal[False] | None = None
     service_tier: Literal["auto", "default"] | None = None
     truncation: Literal["disabled"] | None = None
-    tools: list[Any] | None = None
-    tool_choice: Literal["auto", "none"] | None = None
-    parallel_tool_calls: bool | None = None
 
     @field_validator("input", mode="before")
     @classmethod
     def listed(cls, value: Any) -> Any:
         return [{"role": "user", "content": value}] if isinstance(value, str) else value
 
-    @field_validator("tools")
+    @field_validator("tools", mode="before")
     @classmethod
-    def no_tools(cls, value: list[Any] | None) -> list[Any] | None:
-        if value:
-            raise ValueError("tools are not supported on /v1/responses")
+    def functions(cls, value: Any) -> Any:
+        for number, tool in enumerate(value if isinstance(value, list) else []):
+            kind = tool.get("type") if isinstance(tool, dict) else None
+            if kind not in (None, "function"):
+                raise Misfit(
+                    f"tools of type '{kind}' are not supported; offer functions, and run them yourself",
+                    f"tools.{number}.type",
+                )
+        return value
+
+    @field_validator("tool_choice", mode="before")
+    @classmethod
+    def known_choice(cls, value: Any) -> Any:
+        named = isinstance(value, dict) and value.get("type") == "function"
+        if value not in (None, "none", "auto", "required") and not named:
+            raise ValueError("tool_choice takes 'none', 'auto', 'required' or {\"type\": \"function\", \"name\": …}")
         return value
 
     @field_validator("max_tokens", mode="before")
@@ -161,7 +169,22 @@ class ResponseRequest(Sampling):
             raise ValueError(f"top_logprobs needs include=['{LOGPROBS}']")
         if self.text.format.grammar and super().grammar:
             raise ValueError("text.format contradicts the other grammar that is sent; send one of them")
+        if not self.tools and self.tool_choice not in (None, "none", "auto"):
+            raise Misfit("tool_choice asks for a call, but there are no tools", "tool_choice")
         return self
+
+    @property
+    def asks_for_no_effort(self) -> bool:
+        return self.reasoning is not None and self.reasoning.effort is not None
+
+    @property
+    def offered(self) -> Tools | None:
+        if not self.tools:
+            return None
+        functions = [tool.offered(f"tools.{number}.parameters") for number, tool in enumerate(self.tools)]
+        if isinstance(self.tool_choice, NamedFunction):
+            return offer(functions, None, self.tool_choice.name, self.parallel_tool_calls)
+        return offer(functions, self.tool_choice, None, self.parallel_tool_calls)
 
     @property
     def grammar(self) -> Grammar | None:

@@ -35,6 +35,14 @@ class Body(BaseModel):
         return value
 
 
+class Misfit(ValueError):
+    """A field that does not go with the others."""
+
+    def __init__(self, message: str, param: str):
+        super().__init__(message)
+        self.param = param
+
+
 class StreamOptions(Body):
     include_usage: bool = False
     include_obfuscation: Literal[False] = False  # padding against eavesdroppers who watch sizes: there is none

@@ -11,13 +11,11 @@ from serving.api.chat_schemas import (
     ChatMessage,
 )
 from serving.api.schemas import (
-    MAX_BLEND,
     MAX_CHOICES,
     MAX_PRIORITY,
     MAX_TOP_LOGPROBS,
     AdapterFields,
     Body,
-    LoraChoice,
     Sampling,
     StreamOptions,
 )
@@ -64,14 +62,11 @@ class TextCompletionRequest(AdapterFields, Sampling):
         return self
 
 
-class EmbeddingRequest(Body):
-    model: str
+class EmbeddingRequest(AdapterFields):
     input: list[str | tuple[int, ...]] = Field(max_length=MAX_EMBEDDED)  # sent as prompt of a text completion
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: int | None = None
-    lora: list[LoraChoice] = Field(default=[], max_length=MAX_BLEND)
     priority: int = Field(default=0, ge=-MAX_PRIORITY, le=MAX_PRIORITY)
-    user: str | None = None
 
     @field_validator("input", mode="before")
     @classmethod

@@ -9,7 +9,7 @@ from adapters.errors import Invalid
 from serving.engine.grammar import Grammar
 from serving.parsing.answer_format import AnswerFormat, thinks_already
 from serving.parsing.calls import CallFormat, CallReader, Spell
-from serving.parsing.pieces import Pieces
+from serving.parsing.pieces import Pieces, Reader
 from serving.parsing.reasoning import ReasoningMarks, ReasoningReader
 from serving.parsing.tools import Tools
 
@@ -36,30 +36,25 @@ class AnswerPlan:
         return AnswerReader(self)
 
 
-class AnswerReader:
+class AnswerReader(Reader):
     """Text as it arrives → content, thoughts and calls."""
 
     def __init__(self, plan: AnswerPlan):
-        self._thoughts = ReasoningReader(plan.marks, inside=plan.inside) if plan.marks else None
+        self.thoughts = ReasoningReader(plan.marks, inside=plan.inside) if plan.marks else None
         self._calls: CallReader | None = None
         if plan.calls and plan.tools:
             live = _enforced(plan.tools)
             self._calls = plan.calls.reader(plan.tools.functions, live=live)
-
-    def feed(self, text: str) -> Pieces:
-        pieces = self._thoughts.feed(text) if self._thoughts else Pieces(text)
-        return self._read_calls(pieces, final=False)
-
-    def finish(self) -> Pieces:
-        pieces = self._thoughts.finish() if self._thoughts else Pieces()
-        return self._read_calls(pieces, final=True)
 
     @property
     def cut(self) -> bool:
         """Whether the answer ended inside a call that has been passed on."""
         return self._calls is not None and self._calls.cut
 
-    def _read_calls(self, pieces: Pieces, *, final: bool) -> Pieces:
+    def _read(self, text: str, *, final: bool) -> Pieces:
+        pieces = Pieces(text)
+        if self.thoughts:
+            pieces = self.thoughts.finish() if final else self.thoughts.feed(text)
         if self._calls is None:
             return pieces
         found = self._calls.feed(pieces.content)

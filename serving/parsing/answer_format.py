@@ -8,15 +8,21 @@ from typing import Any
 from adapters.errors import Invalid
 from adapters.renderer import ChatRenderer, Message
 from serving.parsing.calls import CallFormat
-from serving.parsing.glm import GLM
 from serving.parsing.hermes import Hermes
 from serving.parsing.llama import Llama
 from serving.parsing.mistral import MistralList, MistralNamed
-from serving.parsing.qwen_coder import QwenCoder
 from serving.parsing.reasoning import KNOWN_MARKS, ReasoningMarks
+from serving.parsing.tagged import GLM, QWEN_CODER, Tagged
 from serving.parsing.tools import Function
 
-FORMATS: tuple[CallFormat, ...] = (Hermes(), QwenCoder(), GLM(), MistralList(), MistralNamed(), Llama())
+FORMATS: tuple[CallFormat, ...] = (
+    Hermes(),
+    Tagged(QWEN_CODER),
+    Tagged(GLM),
+    MistralList(),
+    MistralNamed(),
+    Llama(),
+)
 
 _QUESTION = "Which probe?"
 _REPLY = "A plain reply."

@@ -7,9 +7,9 @@ import re
 import secrets
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import ClassVar, Protocol
+from typing import Protocol
 
-from serving.parsing.pieces import CallPiece, Pieces, joined, overlap
+from serving.parsing.pieces import CallPiece, Pieces, Reader, cut_at, joined
 from serving.parsing.tools import Function
 
 NAME = re.compile(r"[A-Za-z0-9_.\-]{1,128}")
@@ -32,7 +32,7 @@ class Call(Protocol):
         """Where the call ends in `text`, None while it goes on. Nothing follows a `final` text. Raises Malformed."""
 
 
-class CallReader(ABC):
+class CallReader(Reader):
     """An answer's text → content and calls, whatever pieces it comes in. Spaces between calls are nobody's."""
 
     def __init__(self, functions: Sequence[Function], *, live: bool):
@@ -47,12 +47,6 @@ class CallReader(ABC):
         self._after_call = False
         self._content: list[str] = []
         self._pieces: list[CallPiece] = []
-
-    def feed(self, text: str) -> Pieces:
-        return self._read(text, final=False)
-
-    def finish(self) -> Pieces:
-        return self._read("", final=True)
 
     def _read(self, text: str, *, final: bool) -> Pieces:
         self._text += text
@@ -74,6 +68,13 @@ class CallReader(ABC):
 
     def new_id(self) -> str:
         return f"call_{secrets.token_hex(12)}"
+
+    def _reach(self, marker: str, final: bool) -> bool:
+        """Pass on content up to the marker, with which `_text` then begins; False when it has not come."""
+        before, found, rest = cut_at(self._text, marker, final=final)
+        self._say(before)
+        self._text = marker + rest if found else rest
+        return found
 
     def _say(self, text: str) -> None:
         text = self._space + text
@@ -119,34 +120,32 @@ class CallReader(ABC):
 
 
 class MarkedReader(CallReader):
-    """For calls that begin with a marker, each its own."""
+    """For calls that begin with a marker, each its own. `begin` makes a call whose text begins with it."""
 
-    opening: ClassVar[str]
-
-    @abstractmethod
-    def begin(self) -> Call:
-        """A call whose text begins with the marker."""
+    def __init__(self, functions: Sequence[Function], opening: str, begin: Callable[[], Call], *, live: bool):
+        super().__init__(functions, live=live)
+        self._opening = opening
+        self._begin = begin
 
     def _advance(self, final: bool) -> bool:
-        before, marker, rest = self._text.partition(self.opening)
-        held = 0 if marker or final else overlap(before, self.opening)
-        self._say(before[: len(before) - held])
-        self._text = marker + rest if marker else before[len(before) - held :]
-        if marker:
-            self._call = self.begin()
-        return bool(marker)
+        if not self._reach(self._opening, final):
+            return False
+        self._call = self._begin()
+        return True
 
     def _reject(self) -> None:
-        self._say(self.opening)
-        self._text = self._text[len(self.opening) :]
+        self._say(self._opening)
+        self._text = self._text[len(self._opening) :]
 
 
 class CallFormat(ABC):
     """How a model writes calls. Rules are in the dialect of serving.engine.grammar; those of the arguments call the
     grammar of function number i as `@arguments<i>`."""
 
-    markers: ClassVar[tuple[str, ...]]
-    reader: ClassVar[type[CallReader]]
+    markers: tuple[str, ...]
+
+    @abstractmethod
+    def reader(self, functions: Sequence[Function], *, live: bool) -> CallReader: ...
 
     @abstractmethod
     def rules(self, functions: Sequence[Function], spell: Spell, *, several: bool) -> str:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from serving.parsing.calls import Call, CallFormat, MarkedReader, Spell
+from serving.parsing.calls import CallFormat, CallReader, MarkedReader, Spell
 from serving.parsing.json_call import JsonCall, json_rules
 from serving.parsing.marked_rules import marked_rules, offered_rules
 from serving.parsing.tools import Function
@@ -10,16 +10,11 @@ from serving.parsing.tools import Function
 OPENING, CLOSING = "<tool_call>", "</tool_call>"
 
 
-class HermesReader(MarkedReader):
-    opening = OPENING
-
-    def begin(self) -> Call:
-        return JsonCall(len(OPENING), closing=CLOSING)
-
-
 class Hermes(CallFormat):
     markers = (OPENING, CLOSING)
-    reader = HermesReader
+
+    def reader(self, functions: Sequence[Function], *, live: bool) -> CallReader:
+        return MarkedReader(functions, OPENING, lambda: JsonCall(len(OPENING), closing=CLOSING), live=live)
 
     def rules(self, functions: Sequence[Function], spell: Spell, *, several: bool) -> str:
         body = f'"\\n" function "\\n" {spell(CLOSING)}'

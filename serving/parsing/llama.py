@@ -62,7 +62,9 @@ class _KnownCall(JsonCall):
 
 class Llama(CallFormat):
     markers = (TAG,)
-    reader = LlamaReader
+
+    def reader(self, functions: Sequence[Function], *, live: bool) -> CallReader:
+        return LlamaReader(functions, live=live)
 
     def rules(self, functions: Sequence[Function], spell: Spell, *, several: bool) -> str:
         choice = " | ".join(f"function{number}" for number in range(len(functions)))

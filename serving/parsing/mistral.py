@@ -7,10 +7,9 @@ import secrets
 import string
 from collections.abc import Sequence
 
-from serving.parsing.calls import NAME, Call, CallFormat, CallReader, Malformed, MarkedReader, Spell
+from serving.parsing.calls import NAME, CallFormat, CallReader, Malformed, MarkedReader, Spell
 from serving.parsing.json_call import JsonCall, ObjectSpan, as_json, json_rules, skip_space
 from serving.parsing.marked_rules import marked_rules, offered_rules
-from serving.parsing.pieces import overlap
 from serving.parsing.tools import Function
 
 OPENING, ARGUMENTS, CALL_ID = "[TOOL_CALLS]", "[ARGS]", "[CALL_ID]"
@@ -27,18 +26,14 @@ class MistralListReader(CallReader):
 
     def _advance(self, final: bool) -> bool:
         if not self._in_list:
-            before, marker, rest = self._text.partition(OPENING)
-            held = 0 if marker or final else overlap(before, OPENING)
-            self._say(before[: len(before) - held])
-            self._text = marker + rest if marker else before[len(before) - held :]
-            self._in_list = bool(marker)
-            return bool(marker)
+            self._in_list = self._reach(OPENING, final)
+            return self._in_list
         prefix = OPENING if self._text.startswith(OPENING) else ""
         at = skip_space(self._text, len(prefix))
         if at == len(self._text):
             if final:
                 self._reject()
-            return False
+            return final
         if not prefix and self._text[at] == "]":  # the list is complete
             self._in_list, self._text = False, self._text[at + 1 :]
             return True
@@ -60,7 +55,9 @@ class MistralListReader(CallReader):
 
 class MistralList(CallFormat):
     markers = (OPENING,)
-    reader = MistralListReader
+
+    def reader(self, functions: Sequence[Function], *, live: bool) -> CallReader:
+        return MistralListReader(functions, live=live)
 
     def rules(self, functions: Sequence[Function], spell: Spell, *, several: bool) -> str:
         each = [json_rules(number, function.name, "arguments") for number, function in enumerate(functions)]
@@ -109,18 +106,15 @@ class _NamedCall:
 
 
 class MistralNamedReader(MarkedReader):
-    opening = OPENING
-
-    def begin(self) -> Call:
-        return _NamedCall()
-
     def new_id(self) -> str:
         return nine_characters()
 
 
 class MistralNamed(CallFormat):
     markers = (OPENING, ARGUMENTS, CALL_ID)
-    reader = MistralNamedReader
+
+    def reader(self, functions: Sequence[Function], *, live: bool) -> CallReader:
+        return MistralNamedReader(functions, OPENING, _NamedCall, live=live)
 
     def rules(self, functions: Sequence[Function], spell: Spell, *, several: bool) -> str:
         each = [

@@ -1,5 +1,6 @@
 """What is read from an answer, in the pieces that a stream passes on."""
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 
@@ -21,6 +22,21 @@ class Pieces:
     calls: tuple[CallPiece, ...] = ()
 
 
+class Reader(ABC):
+    """Text → pieces, in whatever portions it arrives. What is read does not depend on how it was cut."""
+
+    def feed(self, text: str) -> Pieces:
+        return self._read(text, final=False)
+
+    def finish(self) -> Pieces:
+        """What was held back until it was clear that nothing follows."""
+        return self._read("", final=True)
+
+    @abstractmethod
+    def _read(self, text: str, *, final: bool) -> Pieces:
+        """What is certain with `text` added to what came before."""
+
+
 def joined(pieces: tuple[CallPiece, ...]) -> tuple[CallPiece, ...]:
     """The same with one piece a call."""
     whole: dict[int, CallPiece] = {}
@@ -34,6 +50,12 @@ def joined(pieces: tuple[CallPiece, ...]) -> tuple[CallPiece, ...]:
     return tuple(whole.values())
 
 
-def overlap(text: str, marker: str) -> int:
-    """Length of the longest end of `text` that begins `marker` without completing it."""
-    return next((n for n in range(min(len(text), len(marker) - 1), 0, -1) if text.endswith(marker[:n])), 0)
+def cut_at(text: str, marker: str, *, final: bool) -> tuple[str, bool, str]:
+    """What stands before the marker, whether the marker is there, and what follows it. Without it the last is the end
+    of `text` that may begin it, which is nothing in a `final` text."""
+    before, found, after = text.partition(marker)
+    if found or final:
+        return before, bool(found), after
+    longest = min(len(text), len(marker) - 1)
+    held = next((n for n in range(longest, 0, -1) if text.endswith(marker[:n])), 0)
+    return text[: len(text) - held], False, text[len(text) - held :]

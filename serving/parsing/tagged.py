@@ -1,5 +1,5 @@
-"""Calls that spell their arguments as elements, one a parameter: text as it stands, everything else as JSON. They are
-passed on when they are complete: until then it is open what the arguments are as JSON."""
+"""GLM's and Qwen3-Coder's calls, which spell their arguments as elements, one a parameter: text as it stands, all else
+as JSON. They are passed on when they are complete: until then it is open what the arguments are as JSON."""
 
 import json
 import re
@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from adapters.errors import Invalid
-from serving.parsing.calls import Malformed
+from serving.parsing.calls import CallFormat, CallReader, Malformed, MarkedReader, Spell
 from serving.parsing.json_call import as_json
+from serving.parsing.marked_rules import marked_rules, offered_rules
 from serving.parsing.tools import Function
 
 OPENING, CLOSING = "<tool_call>", "</tool_call>"
@@ -18,7 +19,8 @@ OPENING, CLOSING = "<tool_call>", "</tool_call>"
 @dataclass(frozen=True)
 class Layout:
     """How one format writes a call. `call` finds name and elements in what stands between the marks, `element` a
-    parameter and its value. Heads and ends are what a grammar writes; `{}` stands for the name."""
+    parameter and its value. Heads and ends are what a grammar writes; `{}` stands for the name. `marks` are what may be
+    special tokens between the outer ones."""
 
     call: re.Pattern[str]
     element: re.Pattern[str]
@@ -26,6 +28,48 @@ class Layout:
     element_head: str
     element_end: str
     end: str
+    marks: tuple[str, ...] = ()
+
+
+# <tool_call>name<arg_key>key</arg_key><arg_value>value</arg_value>…</tool_call>, on lines: GLM 4.5 and later.
+GLM = Layout(
+    call=re.compile(r"\s*([A-Za-z0-9_.\-]{1,128})\s*((?:<arg_key>.*)?)", re.DOTALL),
+    element=re.compile(r"<arg_key>([^<\n]+)</arg_key>\s*<arg_value>(.*?)</arg_value>", re.DOTALL),
+    head="{}\n",
+    element_head="<arg_key>{}</arg_key>\n<arg_value>",
+    element_end="</arg_value>\n",
+    end="",
+    marks=("<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>"),
+)
+# <tool_call><function=name><parameter=key>value</parameter>…</function></tool_call>, on lines.
+QWEN_CODER = Layout(
+    call=re.compile(r"\s*<function=([A-Za-z0-9_.\-]{1,128})>(.*)</function>\s*", re.DOTALL),
+    element=re.compile(r"<parameter=([^>\n]+)>\n?(.*?)\n?</parameter>", re.DOTALL),
+    head="\n<function={}>\n",
+    element_head="<parameter={}>\n",
+    element_end="\n</parameter>\n",
+    end="</function>\n",
+)
+
+
+class Tagged(CallFormat):
+    def __init__(self, layout: Layout):
+        self.layout = layout
+        self.markers = (OPENING, CLOSING, *layout.marks)
+
+    def reader(self, functions: Sequence[Function], *, live: bool) -> CallReader:
+        offered = {function.name: function for function in functions}
+        return MarkedReader(functions, OPENING, lambda: TaggedCall(self.layout, offered), live=live)
+
+    def rules(self, functions: Sequence[Function], spell: Spell, *, several: bool) -> str:
+        each = [tagged_rules(number, function, self.layout) for number, function in enumerate(functions)]
+        return marked_rules(OPENING, f"function {spell(CLOSING)}", each, spell, several=several)
+
+    def offered(self, spell: Spell) -> str:
+        return offered_rules(OPENING, spell)
+
+    def parts(self, functions: Sequence[Function]) -> list[tuple[str, Function]]:
+        return []  # the rules hold all of it
 
 
 class TaggedCall:
@@ -89,10 +133,6 @@ def tagged_rules(number: int, function: Function, layout: Layout) -> str:
         body.append(rule if name in required else f"{rule}?")
     body = [json.dumps(layout.head.format(function.name)), *body, *([json.dumps(layout.end)] if layout.end else [])]
     return f"function{number}: {' '.join(body)}\n" + "".join(rules)
-
-
-def each_rule(functions: Sequence[Function], layout: Layout) -> list[str]:
-    return [tagged_rules(number, function, layout) for number, function in enumerate(functions)]
 
 
 def _value(text: str, function: Function | None, parameter: str) -> Any:

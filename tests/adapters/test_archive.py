@@ -181,3 +181,27 @@ def test_loose_files_follow_the_same_rules() -> None:
     ):
         with pytest.raises(Invalid, match=words):
             choose_files(names)
+
+
+def test_an_entry_without_a_name_is_refused(tmp_path: Path) -> None:
+    path = write_zip(tmp_path / "x.zip", [*GOOD.items()])
+    with zipfile.ZipFile(path, "a") as file:
+        file.writestr(zipfile.ZipInfo(""), b"")
+    refused(path, tmp_path, "cannot be read|plain relative path")
+
+
+def test_a_packing_that_breaks_is_refused(tmp_path: Path) -> None:
+    """Each packing has its own class of error for data that is not its own."""
+    for number, packing in enumerate((zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)):
+        path = tmp_path / f"{number}.zip"
+        with zipfile.ZipFile(path, "w", packing) as file:
+            for name, content in GOOD.items():
+                file.writestr(name, content * 50)
+        data = bytearray(path.read_bytes())
+        start = data.index(CONFIG.encode()) + len(CONFIG)
+        data[start + 4 : start + 30] = b"\xff" * 26
+        path.write_bytes(data)
+        target = tmp_path / f"out{number}"
+        target.mkdir()
+        with pytest.raises(Invalid, match="cannot be read"):
+            unpack_adapter(path, target, limit=LIMIT)

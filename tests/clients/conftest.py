@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import httpx
 import pytest
 
 ROOT = Path(__file__).parents[2]
@@ -60,12 +59,6 @@ def server(tmp_path_factory: pytest.TempPathFactory, adapter_root: Path) -> Iter
 @pytest.fixture(scope="session")
 def url(server: str) -> str:
     return f"{server}/v1"
-
-
-def needs(url: str, endpoint: str) -> None:
-    """Skips the test when the server has no such endpoint."""
-    if httpx.post(f"{url}/{endpoint}", json={}).status_code == 404:
-        pytest.skip(f"this server has no /v1/{endpoint}")
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,7 @@
 import asyncio
 
 import pytest
-from conftest import BASE, PERSONA, needs
+from conftest import BASE, PERSONA
 from langchain_core.messages import HumanMessage, SystemMessage
 from langchain_openai import ChatOpenAI, OpenAI, OpenAIEmbeddings
 from pydantic import BaseModel
@@ -77,7 +77,6 @@ def test_text_completion(url: str) -> None:
 
 
 def test_embeddings(url: str) -> None:
-    needs(url, "embeddings")
     # Texts as they are: by default it sends token ids of OpenAI's own vocabulary, which mean something else here.
     embeddings = OpenAIEmbeddings(model=BASE, base_url=url, api_key="unused", check_embedding_ctx_length=False)
     first, second = embeddings.embed_documents(["你好", "再见"])
@@ -85,7 +84,6 @@ def test_embeddings(url: str) -> None:
 
 
 def test_responses_api(url: str) -> None:
-    needs(url, "responses")
     chat = ChatOpenAI(model=PERSONA, base_url=url, api_key="unused", max_tokens=24, use_responses_api=True)
     assert chat.invoke("你是谁？").text
     assert "".join(part.text for part in chat.stream("你是谁？"))

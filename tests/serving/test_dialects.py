@@ -57,6 +57,28 @@ def test_every_dialect_says_who_answers(
     assert ("x-bianlian-digest" in reply.headers) == (adapter != "tiny")
 
 
+@pytest.mark.parametrize("path", ["responses", "embeddings", "completions"])
+def test_the_other_endpoints_read_the_same_dialects(server: RunningServer, path: str) -> None:
+    def send(headers: dict[str, str] | None = None, **fields: object) -> httpx.Response:
+        asked: dict[str, dict[str, object]] = {
+            "responses": {"input": "你好", "max_output_tokens": 2},
+            "embeddings": {"input": "你好"},
+            "completions": {"prompt": "你好", "max_tokens": 2},
+        }
+        body = {"model": "tiny", **asked[path], **fields}
+        return httpx.post(f"{server.url}/v1/{path}", json=body, headers=headers or {}, timeout=60)
+
+    named: list[dict[str, object]] = [{field: "r8"} for field in ("adapter_id", "lora_path", "use_adapter", "patch_id")]
+    for fields in (*named, {"lora": [{"name": "r8"}]}, {"model": "r8", "use_adapter": True}):
+        assert send(**fields).headers["x-bianlian-adapter"] == "r8@1", fields
+    assert send({"lora_id": "r8"}).headers["x-bianlian-adapter"] == "r8@1"
+    assert send(lora_id="0").headers["x-bianlian-adapter"] == "tiny"
+    refused = send({"lora_id": "r4"}, model="r8")
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "header lora_id")
+    unknown = send(adapter_id="r9")
+    assert (unknown.status_code, unknown.json()["error"]["param"]) == (404, "adapter_id")
+
+
 def test_an_adapter_in_a_dialect_answers_as_the_model_of_that_name(server: RunningServer) -> None:
     def text(**body: object) -> str:
         return ask(server, **body).json()["choices"][0]["message"]["content"]

@@ -3,11 +3,15 @@
 `--fuzz-count 20000` for a full run; a failure names the seed and the input's number, which make it again."""
 
 import asyncio
+import io
 import json
 import random
 import shutil
 import socket
+import stat
 import struct
+import tarfile
+import zipfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -84,7 +88,9 @@ def server(
     tiny_base: Path, tiny_adapters: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[RunningServer]:
     home = tmp_path_factory.mktemp("fuzzed") / "home"
-    settings = settings_for(tiny_base, home, adapter=[f"r8={tiny_adapters['r8']}"], max_model_len=64)
+    settings = settings_for(
+        tiny_base, home, adapter=[f"r8={tiny_adapters['r8']}"], max_model_len=64, max_upload=8 / 1024
+    )
     with running_server(settings) as running:
         yield running
         running.assert_nothing_held()
@@ -270,3 +276,117 @@ def test_random_adapters_are_refused_or_served_and_write_nothing(
     print(f"statuses of {count // 3} adapters: {dict(statuses)}")
     assert sorted(home.parent.rglob("*")) == outside
     assert statuses[400] > count // 6
+
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+BOMB = bytes(24 << 20)  # three times what may be uploaded, and nearly nothing when packed
+NAMES = [
+    *("README.md", "face/notes.txt", "__MACOSX/._x", "a" * 300, "ü\u202e.txt", "", ".", "/", "con", "x\0y", "a\nb"),
+    *("../escaped", "../../escaped", "face/../../escaped", "..\\escaped", "C:\\escaped", "//escaped", "./../escaped"),
+    *("adapter_model.bin", "training_args.bin", "inner.zip", CONFIG, WEIGHTS, f"face/{CONFIG}", f"./{WEIGHTS}"),
+]
+SUFFIXES = [".zip", ".tar", ".tar.gz", ".tgz", ".safetensors", ".json", ".bin", ".7z", "", "/../x.zip", ".ZIP"]
+Entry = tuple[str, bytes]
+
+
+def some_entries(good: dict[str, bytes], outside: Path, dice: random.Random) -> list[Entry]:
+    """An adapter's files, mostly, and what does not belong beside them."""
+    folder = dice.choice(["", "", "face/", "./", "a/b/"])
+    entries = [(folder + name, content) for name, content in good.items()]
+    for _ in range(dice.choice([0, 0, 1, 1, 3])):
+        name = dice.choice([*NAMES, str(outside / "escaped")])
+        entries.append((name, dice.choice([b"", b"x" * 99, good[CONFIG], BOMB])))
+    if dice.random() < 0.05:
+        entries += [(f"{number}.txt", b"") for number in range(1100)]
+    dice.shuffle(entries)
+    return entries
+
+
+def some_zip(entries: list[Entry], dice: random.Random) -> bytes:
+    file = io.BytesIO()
+    packing = dice.choice([zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+    with zipfile.ZipFile(file, "w", packing) as opened:
+        for name, content in entries:
+            entry = zipfile.ZipInfo(name)
+            kind = dice.choice([0] * 20 + [stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK, stat.S_IFIFO, stat.S_IFCHR])
+            entry.external_attr, entry.compress_type = (kind | 0o644) << 16, packing
+            opened.writestr(entry, b"../../escaped" if kind == stat.S_IFLNK else content)
+    return file.getvalue()
+
+
+def some_tar(entries: list[Entry], dice: random.Random) -> bytes:
+    file = io.BytesIO()
+    form = dice.choice([tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+    kinds = [tarfile.REGTYPE] * 20 + [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE]
+    kinds += [tarfile.CHRTYPE, tarfile.CONTTYPE, tarfile.GNUTYPE_SPARSE]
+    with tarfile.open(fileobj=file, mode=dice.choice(["w", "w:gz"]), format=form) as opened:  # type: ignore[call-overload]
+        for name, content in entries:
+            member = tarfile.TarInfo(name)
+            member.type, member.size = dice.choice(kinds), len(content)
+            member.linkname = dice.choice(["../../escaped", "/etc/passwd", WEIGHTS])
+            try:
+                opened.addfile(member, io.BytesIO(content))
+            except ValueError:  # a name that this form of tar cannot have
+                member.name = "x"
+                opened.addfile(member, io.BytesIO(content))
+    return file.getvalue()
+
+
+def damaged(content: bytes, dice: random.Random) -> bytes:
+    place = dice.randrange(len(content))
+    match dice.randrange(6):
+        case 0:
+            return content[:place]
+        case 1:  # near the end, where a zip has its list of files
+            place = max(0, len(content) - dice.randrange(1, 300))
+            return content[:place] + dice.randbytes(dice.randrange(1, 5)) + content[place + 1 :]
+        case 2:
+            return content[:place] + dice.randbytes(dice.randrange(1, 5)) + content[place + 1 :]
+        case 3:
+            number = struct.pack("<I", dice.choice([0, 1, 2**31, 2**32 - 1, len(content)]))
+            return content[:place] + number + content[place + 4 :]
+        case 4:
+            return dice.choice([b"", b"junk", content]) + content + dice.choice([b"junk", content])
+    return dice.choice([b"PK", b"PK\x05\x06" + bytes(18), b"\x1f\x8b", bytes(512), dice.randbytes(600)])
+
+
+def test_random_archives_are_refused_or_published_and_write_nothing_else(
+    server: RunningServer, tiny_adapters: dict[str, Path], dice: random.Random, count: int
+) -> None:
+    home = server.services.settings.root
+    good = {name: (tiny_adapters["r2"] / name).read_bytes() for name in (CONFIG, WEIGHTS)}
+    statuses: Counter[int] = Counter()
+    server.services.settings.uploads.mkdir(parents=True, exist_ok=True)
+
+    def files() -> list[Path]:
+        """All but the store's own: what is published there is checked by its answer."""
+        return sorted(path for path in home.parent.rglob("*") if not path.is_relative_to(home / "store"))
+
+    with httpx.Client(base_url=server.url, timeout=HANG_S) as http:
+        outside = files()
+        for number in range(count // 6):
+            sent = dict(good)
+            if dice.random() < 0.2:
+                sent = {
+                    CONFIG: some_config(json.loads(good[CONFIG]), dice),
+                    WEIGHTS: some_weights(good[WEIGHTS], dice),
+                }
+            entries = some_entries(sent, home.parent, dice)
+            content = dice.choice([some_zip, some_tar])(entries, dice)
+            if dice.random() < 0.4:
+                content = damaged(content, dice)
+            suffix = dice.choice([*SUFFIXES[:4] * 3, *SUFFIXES])
+            form = {"file": (f"packed{suffix}", content)}
+            reply = http.post("/v1/adapters", data={"name": "packed"}, files=form)
+            statuses[reply.status_code] += 1
+            described = (number, suffix, [name for name, _ in entries][:9], content[:200], reply.text[:300])
+            assert reply.status_code in (200, 201, 400, 413), described
+            if reply.status_code < 300:
+                listed = http.get("/v1/adapters/packed").json()
+                assert len(listed["versions"]) == 1, described
+                assert http.delete("/v1/adapters/packed").status_code == 200
+            else:
+                assert reply.json()["error"]["message"], described
+            assert files() == outside, described
+    print(f"statuses of {count // 6} archives: {dict(statuses)}")
+    assert statuses[201] > count // 60 and statuses[400] > count // 20

@@ -10,7 +10,6 @@ import openai
 import pytest
 from pydantic import BaseModel, Field
 
-from adapters.renderer import Message
 from serving.keys import KeyStore
 from serving.response_store import ResponseStore, StoredResponse
 from tests.serving.running import RunningServer, running_server
@@ -202,19 +201,19 @@ def test_logprobs_are_chats(server: RunningServer) -> None:
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
-        ({"tools": [{"type": "web_search"}]}, "tools"),
+        ({"tools": [{"type": "function", "name": "f"}]}, "tools"),  # this base's template has none
         ({"tool_choice": "required"}, "tool_choice"),
         ({"background": True}, "background"),
         ({"truncation": "auto"}, "truncation"),
         ({"conversation": "conv_1"}, "conversation"),
-        ({"reasoning": {"effort": "low"}}, "reasoning"),
+        ({"reasoning": {"effort": "low"}}, "reasoning.effort"),
         ({"max_tokens": 3}, "max_tokens"),
         ({"response_format": {"type": "json_object"}}, "response_format"),
         ({"include": ["reasoning.encrypted_content"]}, "include.0"),
         ({"text": {"verbosity": "low"}}, "text.verbosity"),
         ({"text": {"format": {"type": "json_schema", "name": "x"}}}, "text.format"),
         ({"input": []}, "input"),
-        ({"input": [{"type": "function_call_output", "call_id": "1", "output": ""}]}, "input.0.type"),
+        ({"input": [{"type": "function_call_output", "call_id": "1", "output": ""}]}, "input.0.call_id"),
         ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input.0.content.0.type"),
         ({"metadata": {"a": 1}}, "metadata.a"),
         ({"metadata": {"a": "\ud800"}}, "metadata.a"),
@@ -265,8 +264,7 @@ def test_a_failure_while_answering_is_an_event(server: RunningServer, monkeypatc
 
 
 def stored(size: int) -> StoredResponse:
-    message: Message = {"role": "user", "content": "x" * size}
-    return StoredResponse(b"", (message,))
+    return StoredResponse(b"", (b"x" * size,), ())
 
 
 def test_the_store_keeps_the_latest_within_its_bounds() -> None:

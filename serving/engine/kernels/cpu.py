@@ -1,6 +1,7 @@
 """CPU kernels: weights reordered once for oneDNN, everything between the products in the compiled kernels of `native`
 where they can be had, in PyTorch's operations otherwise. Figures are in docs/decisions.md."""
 
+import os
 from collections.abc import Sequence
 
 import torch
@@ -27,6 +28,13 @@ __all__ = [
     "silu_and_multiply",
     "store_kv",
 ]
+
+# oneDNN compiles a product for every shape it meets, a quarter of a MiB each or more, and keeps 1,024; PyTorch's
+# wrapper keeps as many more alive. Steps differ in rows and prompts in length, so a server grew by hundreds of MiB
+# before any were dropped. A step needs about ten. Both are read at the first product; the environment goes first.
+_COMPILED_PRODUCTS = 128
+for _name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+    os.environ.setdefault(_name, str(_COMPILED_PRODUCTS))
 
 # Scores of a prompt's chunk, in elements, that are worth writing down; beyond that SDPA, which does not.
 _MOST_SCORES = 1 << 24
