@@ -12,7 +12,10 @@ from adapters.errors import Invalid, nearest
 from adapters.manifest import PersonaCard
 from training.formats import Format
 
-Method = Literal["lora", "qlora"]
+Method = Literal["lora", "qlora", "full"]
+Objective = Literal["sft", "pretrain", "dpo", "kto", "orpo"]
+Initialisation = Literal["default", "gaussian", "pissa", "olora"]
+Schedule = Literal["cosine", "cosine_with_min_lr", "linear", "constant", "constant_with_warmup"]
 
 
 class TrainConfig(BaseModel):
@@ -20,24 +23,64 @@ class TrainConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    data: tuple[Path, ...] = Field(min_length=1)
+    # What is learned from
+    data: tuple[Path, ...] = ()  # files; or dataset names with `dataset`
+    dataset: tuple[str, ...] = ()  # names in `dataset_dir`/dataset_info.json, after LLaMA-Factory
+    dataset_dir: Path | None = None
+    data_weights: tuple[
+        float, ...
+    ] = ()  # shares of the training rows, one for each of `data` and `dataset`; empty: as they are
+    validation_data: tuple[Path, ...] = ()  # used in place of a split
+    format: Format | Literal["auto"] = "auto"
+    system: str | None = None
+    mask_history: bool = False  # learn only the last answer of each conversation
+    thinking: bool | None = None  # learn thoughts where template and rows have them; None: if rows have them
+    max_length: int | None = Field(default=None, ge=16)
+    max_samples: int | None = Field(default=None, ge=1)  # rows taken from each file, the first ones
+    packing: bool = False
+    val_split: float = Field(default=0.1, ge=0, le=0.5)
+    replay_data: tuple[Path, ...] = ()  # mixed in against forgetting
+    replay_share: float = Field(default=0.1, gt=0, lt=1)  # of the training rows, when there is replay_data
+    strict: bool = False
+
+    # How
     name: str
     base: str = "bianlian-mini"
-    format: Format | Literal["auto"] = "auto"
     method: Method = "lora"
-    system: str | None = None
-    epochs: float = Field(default=3.0, gt=0, le=1000)
-    learning_rate: float | None = Field(default=None, gt=0, le=1)
-    batch_size: int | None = Field(default=None, ge=1, le=4096)
+    objective: Objective = "sft"
+    beta: float | None = Field(default=None, gt=0)  # of dpo, kto and orpo
     lora_r: int = Field(default=16, ge=1, le=1024)
     lora_alpha: int | None = Field(default=None, ge=1)
     lora_dropout: float = Field(default=0.0, ge=0, lt=1)
     targets: tuple[str, ...] = ()  # empty: every linear layer of the decoder blocks
-    max_length: int | None = Field(default=None, ge=16)
-    val_split: float = Field(default=0.1, ge=0, le=0.5)
+    use_rslora: bool = False
+    use_dora: bool = False
+    init: Initialisation = "default"
+    loraplus_ratio: float | None = Field(default=None, ge=1)  # learning rate of B over that of A
+    neftune_alpha: float | None = Field(default=None, gt=0)
+
+    # The optimizer
+    epochs: float = Field(default=3.0, gt=0, le=1000)
+    max_steps: int | None = Field(default=None, ge=1)  # replaces epochs
+    learning_rate: float | None = Field(default=None, gt=0, le=1)
+    learning_rate_multiplier: float = Field(default=1.0, gt=0, le=100)  # of the chosen learning rate
+    schedule: Schedule = "cosine"
+    warmup: float = Field(default=0.05, ge=0)  # below 1: a share of all steps
+    weight_decay: float = Field(default=0.0, ge=0, le=1)
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    batch_size: int | None = Field(default=None, ge=1, le=4096)  # rows an optimizer step learns from
+    micro_batch_size: int | None = Field(default=None, ge=1)  # rows in one forward pass
+    gradient_checkpointing: bool | None = None
+    optimizer: Literal["auto", "adamw", "adamw_8bit", "paged_adamw_8bit", "paged_adamw"] = "auto"
     seed: int = Field(default=0, ge=0, lt=2**32)
-    strict: bool = False
+
+    # Meanwhile
     save_steps: int | None = Field(default=None, ge=1)  # None: at the end of each epoch
+    eval_steps: int | None = Field(default=None, ge=1)  # None: at the end of each epoch, where there is validation data
+    early_stopping: int | None = Field(default=None, ge=1)  # evaluations in a row without a better validation loss
+    keep_best: bool = True  # publish the checkpoint with the lowest validation loss, not the last
+    snapshot_steps: int | None = Field(default=None, ge=0)  # 0: none; None: about eight a run
+    demo_prompts: tuple[str, ...] = ()  # answered by every snapshot; empty: the card's samples, or four of our own
     card: PersonaCard = PersonaCard()
 
 
