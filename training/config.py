@@ -22,6 +22,7 @@ Optimizer = Literal["auto", "adamw", "adamw_8bit", "paged_adamw_8bit", "paged_ad
 
 PREFERENCES: frozenset[Objective] = frozenset({"dpo", "kto", "orpo"})
 _MAX_LENGTH = 2048  # tokens, where nobody says
+_KTO_BATCH = 8
 
 
 class TrainConfig(BaseModel):
@@ -226,6 +227,8 @@ def _batch_size(config: TrainConfig, rows: int) -> tuple[int, str]:
     if config.batch_size:
         return config.batch_size, ""
     size = auto_batch_size(rows, config.epochs)
+    if config.objective == "kto" and size < _KTO_BATCH:
+        return _KTO_BATCH, "kto takes its reference point from the rows of a pass, and fewer would make it noise"
     if size == 16:
         return size, f"{rows} rows are enough steps of 16"
     return size, f"fewer than 16, for more steps from {rows} rows"
