@@ -318,7 +318,7 @@ def _print_result(console: Console, finished: "Finished") -> None:
     if before is not None and after is not None and before.margin is not None and after.margin is not None:
         console.print(
             f"held-out preferences: margin {before.margin:.2f} before, {after.margin:.2f} after; "
-            f"reward margin {after.reward_margin:.3f}, reward accuracy {after.reward_accuracy:.0%}",
+            f"reward margin {after.reward_margin or 0:.3f}, reward accuracy {after.reward_accuracy or 0:.0%}",
             highlight=False,
         )
     console.print(finished.message, highlight=False, soft_wrap=True)

@@ -350,7 +350,7 @@ class _Run:
             return None
         if known := self.journal.metric("base_validation"):
             return _evaluation(known)
-        evaluation = validation.measure(model)
+        evaluation = validation.measure(model, self.stop.is_set)
         self._append("base_validation", 0, evaluation)
         return evaluation
 
@@ -360,7 +360,7 @@ class _Run:
             return None
         step = trained.best_step or trained.steps
         known = [metric for metric in self.journal.metrics() if metric.kind == "validation" and metric.step == step]
-        evaluation = _evaluation(known[-1]) if known else validation.measure(model)
+        evaluation = _evaluation(known[-1]) if known else validation.measure(model, self.stop.is_set)
         self._append("tuned_validation", step, evaluation)
         return evaluation
 
@@ -369,6 +369,11 @@ class _Run:
         self.watcher.on_evaluation(step, evaluation)
 
     def _append(self, kind: str, step: int, evaluation: Evaluation) -> None:
+        if not math.isfinite(evaluation.loss):
+            raise TrainingFailed(
+                f"training diverged: the validation loss is {evaluation.loss} at step {step}. Start again with a "
+                "smaller --learning-rate"
+            )
         self.journal.append(Metric.model_validate({"kind": kind, "step": step, **vars(evaluation)}))
 
     def _record(self, progress: Progress) -> None:

@@ -103,6 +103,22 @@ def test_held_out_pairs_are_told_apart_better_after_training(
         assert (before.reward_margin, before.reward_accuracy) == (0.0, 0.5)
 
 
+@pytest.mark.parametrize("options", [{"method": "full", "lora_r": 16}, {"method": "qlora"}, {"init": "pissa"}], ids=str)
+def test_preferences_are_learned_by_any_method(
+    tiny_base: Path, renderer: ChatRenderer, tmp_path: Path, options: dict[str, Any]
+) -> None:
+    """A reference that TRL would load a second time (full), or get wrong with the adapter off (PiSSA)."""
+    rows = preferences(tmp_path, renderer, "dpo").rows[:8]
+    quantize: Any = "4bit" if options.get("method") == "qlora" else "none"
+    base = load_base(str(tiny_base), device="cpu", dtype="float32", quantize=quantize)
+    asked = config("dpo", **{"epochs": 2, "learning_rate": 1e-3, **options})
+    seen: list[Progress] = []
+    _, before, after = run(base, asked, rows, rows, tmp_path / "run", on_step=seen.append)
+    assert seen[0].loss == pytest.approx(0.6931, abs=2e-2)  # against itself
+    assert (before.reward_margin, before.reward_accuracy) == (0.0, 0.5)
+    assert after.reward_margin is not None and after.reward_margin > 0.1
+
+
 def test_what_preferences_are_measured_against_is_the_base_with_the_adapter_off(
     base: BaseModel, renderer: ChatRenderer, tmp_path: Path
 ) -> None:

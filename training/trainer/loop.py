@@ -66,10 +66,13 @@ def train(
 ) -> Trained:
     """Train `model` in place, which must be as `trainable` gave it. Blocks. Leaves the last checkpoints under
     `checkpoints`, and with `validation` and `config.keep_best` the best one too, whose weights the model has at the
-    end. When `cancelled` becomes true, saves one more and returns. Measures `validation` between steps."""
+    end. When `cancelled` becomes true, saves one more and returns; before the first step there is nothing to save, and
+    it raises Cancelled. An evaluation between steps is finished first: a resumed run would not make up for it."""
     reporter = _Reporter(config, on_step, on_evaluation, cancelled, evaluates=validation is not None)
     with quiet(), _attention_for(base, rows, plan):
-        trainer = build(base, model, rows, config, plan, checkpoints, validation=validation, callback=reporter)
+        trainer = build(
+            base, model, rows, config, plan, checkpoints, validation=validation, callback=reporter, cancelled=cancelled
+        )
         reporter.tokens_seen = lambda: trainer.tokens_seen
         reporter.last_evaluation = lambda: trainer.last_evaluation
         if resume_from and _ended_early(resume_from, config):

@@ -26,6 +26,7 @@ from training.trainer.adapter import compute_dtype, save_weights
 from training.trainer.packing import PackedBatch, pack
 from training.trainer.sampler import LengthGroupedRows
 from training.trainer.scoring import (
+    Cancel,
     Evaluation,
     Row,
     Validation,
@@ -56,11 +57,13 @@ def build(
     *,
     validation: Validation | None,
     callback: TrainerCallback,
+    cancelled: Cancel = lambda: False,
 ) -> "_Common":
-    """The trainer for `config`'s objective. `model` must be untrained still."""
+    """The trainer for `config`'s objective. `model` must be untrained still: preferences are measured against it, which
+    takes a forward pass of all rows. Raises Cancelled between its batches."""
     common = _common_arguments(base, config, plan, checkpoints, evaluated=validation is not None)
     pad = base.tokenizer.pad_token_id if base.tokenizer.pad_token_id is not None else base.tokenizer.eos_token_id
-    options = {"pad_token_id": pad, "compute_in": compute_dtype(base, config)}
+    options = {"pad_token_id": pad, "compute_in": compute_dtype(base, config), "cancelled": cancelled}
     maker: type[_Common]
     extra: dict[str, Any] = {}
     if config.objective in ("sft", "pretrain"):

@@ -49,7 +49,8 @@ class Likelihoods:
 
 
 class Validation:
-    """Held-out rows, with what the model thought of them before training. `model` must be untrained still."""
+    """Held-out rows, with what the model thought of them before training. `model` must be untrained still. Raises
+    Cancelled between batches."""
 
     def __init__(
         self,
@@ -65,20 +66,24 @@ class Validation:
         self.rows = rows
         self.objective = objective
         self.beta = beta
-        self.options: dict[str, Any] = {"pad_token_id": pad_token_id, "compute_in": compute_in, "cancelled": cancelled}
-        self.before = preference_likelihoods(model, self._preferences, objective, **self.options)
+        self.options: dict[str, Any] = {"pad_token_id": pad_token_id, "compute_in": compute_in}
+        self.before = Likelihoods([], [])
+        if objective in ("dpo", "kto"):
+            self.before = preference_likelihoods(
+                model, self._preferences, objective, cancelled=cancelled, **self.options
+            )
 
     @property
     def _preferences(self) -> list[PreferenceRow]:
         return [row for row in self.rows if isinstance(row, PreferenceRow)]
 
-    def measure(self, model: Any) -> Evaluation:
+    def measure(self, model: Any, cancelled: Cancel = lambda: False) -> Evaluation:
         """Blocks. Raises Cancelled between batches."""
         rows = self._preferences
         if not rows:
             plain = [row for row in self.rows if isinstance(row, TrainingRow)]
-            return Evaluation(validation_loss(model, plain, **self.options))
-        now = preference_likelihoods(model, rows, self.objective, **self.options)
+            return Evaluation(validation_loss(model, plain, cancelled=cancelled, **self.options))
+        now = preference_likelihoods(model, rows, self.objective, cancelled=cancelled, **self.options)
         if self.objective == "kto":
             return self._single_answers(rows, now)
         if self.objective == "dpo":
@@ -102,12 +107,13 @@ class Validation:
         gains = [a - b for a, b in zip(now.wanted, self.before.wanted, strict=True)]
         point = max(0.0, _mean(a - b for a, b in zip(now.other, self.before.other, strict=True)))
         signs = [1 if row.wanted else -1 for row in rows]
+        gained = _difference(gains, signs)
         return Evaluation(
             loss=_mean(
                 1 - _sigmoid(sign * self.beta * (gain - point)) for sign, gain in zip(signs, gains, strict=True)
             ),
             margin=_difference(now.wanted, signs),
-            reward_margin=self.beta * _difference(gains, signs),
+            reward_margin=None if gained is None else self.beta * gained,
             reward_accuracy=_mean(_won(sign * gain) for sign, gain in zip(signs, gains, strict=True)),
         )
 
@@ -246,10 +252,10 @@ def _mean(values: Any) -> float:
     return math.fsum(listed) / len(listed) if listed else float("nan")
 
 
-def _difference(values: Sequence[float], signs: Sequence[int]) -> float:
-    """Mean of the values with sign 1 less that of the others; nan when there are none of one kind."""
-    pairs = list(zip(values, signs, strict=True))
-    return _mean(value for value, sign in pairs if sign > 0) - _mean(value for value, sign in pairs if sign < 0)
+def _difference(values: Sequence[float], signs: Sequence[int]) -> float | None:
+    """Mean of the values with sign 1 less that of the others; None when there are none of one kind."""
+    wanted, other = ([value for value, one in zip(values, signs, strict=True) if one == sign] for sign in (1, -1))
+    return _mean(wanted) - _mean(other) if wanted and other else None
 
 
 def _won(margin: float) -> float:
