@@ -1,10 +1,11 @@
 """The training commands: `bianlian train` and `bianlian data check`. Torch and its kin are imported inside the
 commands, so that help comes at once."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -16,7 +17,7 @@ from training.formats import FORMATS
 
 if TYPE_CHECKING:
     from training.run import Finished, Started, Watcher
-    from training.trainer import Progress
+    from training.trainer import Evaluation, Progress
 
 FormatOption = Annotated[str, typer.Option(help=f"auto, {', '.join(FORMATS)}.")]
 BaseOption = Annotated[str | None, typer.Option(help="Bundled name, directory, or hub id of the base model.")]
@@ -28,6 +29,20 @@ LengthOption = Annotated[
 ]
 StrictOption = Annotated[bool, typer.Option("--strict", help="Refuse the data if a single row cannot be used.")]
 
+_LISTS = ("data", "targets", "validation_data", "replay_data")
+
+
+def _panel(panel: str) -> Callable[..., Any]:
+    """An option shown in that panel of `--help`; panels come in the order in which they are first used."""
+    return partial(typer.Option, rich_help_panel=panel)
+
+
+_common = _panel("What, on what, and how")
+_data = _panel("Data")
+_adapter = _panel("Adapter and objective")
+_optimizer = _panel("Steps")
+_meanwhile = _panel("Meanwhile")
+
 data_cli = typer.Typer(help="Look at data before training on it.", no_args_is_help=True)
 
 
@@ -38,67 +53,111 @@ def register(cli: typer.Typer) -> None:
 
 
 def train_command(
-    data: Annotated[str | None, typer.Option(help="Files to learn from, separated by commas.")] = None,
-    name: Annotated[str | None, typer.Option(help="What the adapter will be called.")] = None,
-    base: BaseOption = None,
-    format: FormatOption = "auto",
-    method: Annotated[str, typer.Option(help="lora, or qlora (base in 4 bits).")] = "lora",
-    system: SystemOption = None,
-    epochs: Annotated[float, typer.Option(help="Times each row is seen.")] = 3.0,
-    learning_rate: Annotated[float | None, typer.Option(help="Default: by the base's width.")] = None,
-    batch_size: Annotated[
-        int | None, typer.Option(help="Rows an optimizer step learns from. Default: 16 or fewer.")
+    context: typer.Context,
+    data: Annotated[str | None, _common(help="Files to learn from, separated by commas.")] = None,
+    name: Annotated[str | None, _common(help="What the adapter will be called.")] = None,
+    base: Annotated[str | None, _common(help="Bundled name, directory, or hub id of the base model.")] = None,
+    objective: Annotated[
+        str | None,
+        _common(help="sft (answers), pretrain (plain text), dpo, kto or orpo (preferences). Default: sft."),
     ] = None,
-    lora_r: Annotated[int, typer.Option(help="Rank.")] = 16,
-    lora_alpha: Annotated[int | None, typer.Option(help="Default: twice the rank.")] = None,
-    lora_dropout: Annotated[float, typer.Option()] = 0.0,
+    method: Annotated[
+        str | None,
+        _common(help="lora, qlora (base in 4 bits), or full (all weights; makes a base of its own). Default: lora."),
+    ] = None,
+    epochs: Annotated[float | None, _common(help="Times each row is seen. Default: 3.")] = None,
+    format: Annotated[str | None, _data(help=f"auto, {', '.join(FORMATS)}. Default: auto.")] = None,
+    system: Annotated[str | None, _data(help="System prompt for rows that have none; served with the adapter.")] = None,
+    max_length: Annotated[
+        int | None, _data(help="Tokens a row may have. Default: the base's limit, at most 2048.")
+    ] = None,
+    packing: Annotated[bool | None, _data("--packing", help="Several short rows in one, each reading itself.")] = None,
+    val_split: Annotated[float | None, _data(help="Share of the rows kept for validation. Default: 0.1.")] = None,
+    validation_data: Annotated[
+        str | None, _data(help="Files to validate on in place of a share, separated by commas.")
+    ] = None,
+    replay_data: Annotated[
+        str | None, _data(help="Files mixed in so that the base forgets less, separated by commas.")
+    ] = None,
+    replay_share: Annotated[float | None, _data(help="Share of them among the training rows. Default: 0.1.")] = None,
+    strict: Annotated[bool | None, _data("--strict", help="Refuse the data if one row cannot be used.")] = None,
+    lora_r: Annotated[int | None, _adapter(help="Rank. Default: 16.")] = None,
+    lora_alpha: Annotated[int | None, _adapter(help="Default: twice the rank.")] = None,
+    lora_dropout: Annotated[float | None, _adapter(help="Default: 0.")] = None,
     targets: Annotated[
-        str | None, typer.Option(help="Linear layers, separated by commas. Default: all in the blocks.")
+        str | None, _adapter(help="Linear layers, separated by commas. Default: all in the blocks.")
     ] = None,
-    max_length: LengthOption = None,
-    val_split: Annotated[float, typer.Option(help="Share of the rows kept for validation.")] = 0.1,
-    seed: Annotated[int, typer.Option(help="Decides split, order and initial weights.")] = 0,
-    save_steps: Annotated[int | None, typer.Option(help="Steps between checkpoints. Default: one an epoch.")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
-    card: Annotated[Path | None, typer.Option(help="JSON file with the persona's title, greeting and samples.")] = None,
-    resume: Annotated[str | None, typer.Option(help="Go on with this run; needs no other option.")] = None,
-    strict: StrictOption = False,
+    use_rslora: Annotated[bool | None, _adapter("--use-rslora", help="Divide alpha by the root of the rank.")] = None,
+    use_dora: Annotated[bool | None, _adapter("--use-dora", help="Learn the length of weights apart.")] = None,
+    init: Annotated[
+        str | None,
+        _adapter(help="default, gaussian, pissa or olora (both published as plain LoRA of twice the rank)."),
+    ] = None,
+    loraplus_ratio: Annotated[float | None, _adapter(help="LoRA+: learning rate of B over that of A, say 16.")] = None,
+    neftune_alpha: Annotated[float | None, _adapter(help="NEFTune: noise on embeddings while training, say 5.")] = None,
+    beta: Annotated[
+        float | None, _adapter(help="Of dpo, kto, orpo: how much a preference may move. Default: 0.1.")
+    ] = None,
+    learning_rate: Annotated[float | None, _optimizer(help="Default: by the base's width.")] = None,
+    learning_rate_multiplier: Annotated[float | None, _optimizer(help="Of the chosen learning rate.")] = None,
+    batch_size: Annotated[
+        int | None, _optimizer(help="Rows an optimizer step learns from. Default: 16 or fewer.")
+    ] = None,
+    micro_batch_size: Annotated[
+        int | None, _optimizer(help="Rows in one forward pass; gradients add up to a batch. Default: by the base.")
+    ] = None,
+    max_steps: Annotated[int | None, _optimizer(help="Optimizer steps, in place of epochs.")] = None,
+    schedule: Annotated[
+        str | None,
+        _optimizer(help="cosine, cosine_with_min_lr, linear, constant or constant_with_warmup. Default: cosine."),
+    ] = None,
+    warmup: Annotated[
+        float | None, _optimizer(help="Steps of warm-up; below 1, a share of all steps. Default: 0.05.")
+    ] = None,
+    weight_decay: Annotated[float | None, _optimizer(help="Default: 0.")] = None,
+    max_grad_norm: Annotated[float | None, _optimizer(help="Gradients are cut to this norm. Default: 1.")] = None,
+    optimizer: Annotated[
+        str | None, _optimizer(help="auto, adamw, adamw_8bit, paged_adamw or paged_adamw_8bit. Default: auto.")
+    ] = None,
+    gradient_checkpointing: Annotated[
+        bool | None,
+        _optimizer(
+            "--gradient-checkpointing/--no-gradient-checkpointing",
+            help="Compute activations twice, to save memory. Default: by the base.",
+        ),
+    ] = None,
+    seed: Annotated[int | None, _optimizer(help="Decides split, order and initial weights. Default: 0.")] = None,
+    eval_steps: Annotated[int | None, _meanwhile(help="Steps between validations. Default: one an epoch.")] = None,
+    save_steps: Annotated[int | None, _meanwhile(help="Steps between checkpoints. Default: one an epoch.")] = None,
+    early_stopping: Annotated[
+        int | None, _meanwhile(help="Stop after so many validations in a row that were no better.")
+    ] = None,
+    keep_best: Annotated[
+        bool | None,
+        _meanwhile("--keep-best/--keep-last", help="Publish the best validation loss, or the last. Default: best."),
+    ] = None,
+    resume: Annotated[str | None, _meanwhile(help="Go on with this run; needs no other option.")] = None,
+    device: Annotated[str | None, _meanwhile(help="auto, cpu or cuda.")] = None,
+    card: Annotated[Path | None, _meanwhile(help="JSON file with the persona's title, greeting and samples.")] = None,
 ) -> None:
-    """Train an adapter and publish it."""
+    """Train an adapter (or, with --method full, a base) and publish it."""
     settings = load_settings(device=device)
     console = Console()
+    given = {
+        key: value for key, value in context.params.items() if value is not None and key in TrainConfig.model_fields
+    }
     if resume:
-        if data or name:
-            raise Invalid("--resume goes on with a run as it began; leave out --data and --name", param="resume")
+        if given:
+            option = "--" + next(iter(given)).replace("_", "-")
+            raise Invalid(f"--resume goes on with a run as it began; leave out {option}", param="resume")
         config = None
     else:
         if not data or not name:
             raise Invalid(
                 "--data FILE and --name NAME are needed (or --resume RUN)", param="data" if not data else "name"
             )
-        config = parse_config(
-            {
-                "data": _split(data),
-                "name": name,
-                "base": base or settings.base,
-                "format": format,
-                "method": method,
-                "system": system,
-                "epochs": epochs,
-                "learning_rate": learning_rate,
-                "batch_size": batch_size,
-                "lora_r": lora_r,
-                "lora_alpha": lora_alpha,
-                "lora_dropout": lora_dropout,
-                "targets": _split(targets),
-                "max_length": max_length,
-                "val_split": val_split,
-                "seed": seed,
-                "strict": strict,
-                "save_steps": save_steps,
-                "card": _read_card(card),
-            }
-        )
+        lists = {key: _split(str(value)) for key, value in given.items() if key in _LISTS}
+        config = parse_config({"base": settings.base, **given, **lists, "card": _read_card(card)})
     finished = _run(config, resume, settings.root, settings.device, console)
     if finished.state == "cancelled":
         console.print(finished.message, highlight=False, soft_wrap=True)
@@ -205,6 +264,10 @@ def _watching(console: Console) -> "Iterator[Watcher]":
         _print_start(console, started)
         bar.update(task, description="training", completed=started.resumed_at)
 
+    def on_evaluation(step: int, evaluation: "Evaluation") -> None:
+        margin = "" if evaluation.margin is None else f", margin {evaluation.margin:.2f}"
+        console.print(f"step {step}: validation loss {evaluation.loss:.3f}{margin}", highlight=False)
+
     def on_step(progress: "Progress") -> None:
         figures = f"loss {progress.loss:.3f} · {progress.tokens_per_s:,.0f} tokens/s"
         bar.update(task, completed=progress.step, total=progress.steps, figures=figures)
@@ -212,7 +275,7 @@ def _watching(console: Console) -> "Iterator[Watcher]":
             console.print(f"step {progress.step}/{progress.steps} · {figures} · {progress.remaining_s:.0f} s left")
 
     with bar:
-        yield Watcher(on_stage, on_start, on_step)
+        yield Watcher(on_stage, on_start, on_step, on_evaluation)
 
 
 def _silence_libraries() -> None:
@@ -243,14 +306,19 @@ def _print_start(console: Console, started: "Started") -> None:
         highlight=False,
         soft_wrap=True,
     )
+    for line in plan.lines():
+        console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _print_result(console: Console, finished: "Finished") -> None:
-    record = finished.record
-    assert record is not None
-    if record.base_val_loss is not None and record.tuned_val_loss is not None:
+    before, after = finished.before, finished.after
+    if before is not None and after is not None:
+        unit = " nats a learned token" if after.margin is None else ""
+        console.print(f"validation loss: base {before.loss:.3f}, tuned {after.loss:.3f}{unit}", highlight=False)
+    if before is not None and after is not None and before.margin is not None and after.margin is not None:
         console.print(
-            f"validation loss: base {record.base_val_loss:.3f}, tuned {record.tuned_val_loss:.3f} nats a learned token",
+            f"held-out preferences: margin {before.margin:.2f} before, {after.margin:.2f} after; "
+            f"reward margin {after.reward_margin or 0:.3f}, reward accuracy {after.reward_accuracy or 0:.0%}",
             highlight=False,
         )
     console.print(finished.message, highlight=False, soft_wrap=True)

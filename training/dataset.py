@@ -254,9 +254,9 @@ def _trainable(files: Iterable[DataFile], bad: list[BadRow], renderer: ChatRende
         for row in file.rows:
             if isinstance(row, PreferencePair):
                 raise Invalid(
-                    f"{file.path}: {file.format} rows are preferences; training on them is not available yet. "
-                    "For now give a file of questions and answers",
-                    param="data",
+                    f"{file.path}: {file.format} rows are preferences; train on them with --objective "
+                    f"{'kto' if file.format == 'kto' else 'dpo (or orpo, or kto)'}",
+                    param="objective",
                 )
             texts = [row.text] if isinstance(row, Document) else [message["content"] for message in row.messages]
             if found := next((match for text in texts if (match := special.search(text))), None):

@@ -54,17 +54,21 @@ class Status(BaseModel):
 
 class Metric(BaseModel):
     """One line of `metrics.jsonl`. A training step has a loss, an evaluation a validation loss; both in nats a
-    learned token."""
+    learned token, or of preferences their objective's loss. `validation` is an evaluation between steps, the other two
+    are before the first and of what is published. Margins and accuracy are of preferences, as `Evaluation` has them."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    kind: Literal["step", "base_validation", "tuned_validation"]
+    kind: Literal["step", "base_validation", "validation", "tuned_validation"]
     step: int
     loss: float
     epoch: float | None = None
     learning_rate: float | None = None
     grad_norm: float | None = None
     tokens_per_s: float | None = None
+    margin: float | None = None
+    reward_margin: float | None = None
+    reward_accuracy: float | None = None
     time: float = Field(default_factory=time.time)
 
 

@@ -3,7 +3,9 @@
 A run is refused before it leaves anything behind, or it ends in one of three states: succeeded with a version in
 the store, cancelled with a checkpoint to go on from, or failed with a message that says the way out."""
 
+import json
 import math
+import random
 import shutil
 import signal
 import threading
@@ -11,6 +13,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
 
 from adapters.base_model import BaseModel, load_base, locate_base
 from adapters.errors import BianlianError, Conflict, Invalid
@@ -18,20 +23,32 @@ from adapters.manifest import AdapterManifest, AdapterVersion, TrainingRecord, c
 from adapters.renderer import ChatRenderer
 from adapters.settings import Device
 from adapters.store import AdapterStore
-from training.config import Plan, TrainConfig, max_length_for, plan_for
+from training.bases import check_base_name, publish_base
+from training.combinations import check_combinations
+from training.config import PREFERENCES, Plan, TrainConfig, max_length_for, plan_for
 from training.dataset import Dataset, Report, TrainingRow, data_sha256, load_dataset
 from training.journal import Journal, Metric, RunConfig, Status
+from training.preferences import PreferenceDataset, PreferenceRow, load_preferences
 from training.trainer import (
     Cancelled,
+    Evaluation,
     Progress,
     Trained,
-    add_adapter,
+    Validation,
+    keeps_rows_apart,
     last_checkpoint,
+    packed_rows,
     pick_targets,
     save_adapter,
+    save_model,
     train,
-    validation_loss,
+    trainable,
 )
+from training.trainer.adapter import compute_dtype
+
+PLAN_FILE = "plan.json"
+
+Rows = list[TrainingRow] | list[PreferenceRow]
 
 
 @dataclass(frozen=True)
@@ -53,8 +70,11 @@ class Finished:
     job_id: str
     state: str  # succeeded or cancelled
     message: str
-    version: AdapterVersion | None = None
+    version: AdapterVersion | None = None  # of adapters
+    base: Path | None = None  # of method full
     record: TrainingRecord | None = None
+    before: Evaluation | None = None  # of the held-out rows, where there are any
+    after: Evaluation | None = None
 
 
 @dataclass
@@ -64,24 +84,29 @@ class Watcher:
     on_stage: Callable[[str], None] = lambda stage: None
     on_start: Callable[[Started], None] = lambda started: None
     on_step: Callable[[Progress], None] = lambda progress: None
+    on_evaluation: Callable[[int, Evaluation], None] = lambda step, evaluation: None
 
 
 def start_run(config: TrainConfig, root: Path, *, device: Device = "auto", watcher: Watcher | None = None) -> Finished:
-    """Train `config` and publish the adapter. Blocks until the run is over; Ctrl-C cancels it at the next step.
+    """Train `config` and publish the adapter, or with method full the base. Blocks until the run is over; Ctrl-C
+    cancels it at the next step.
 
     Raises Invalid, NotFound or Conflict, with nothing left on disk, when data, name or base will not do."""
     watcher = watcher or Watcher()
     check_name(config.name)
-    config = config.model_copy(update={"data": tuple(path.resolve() for path in config.data)})
+    check_combinations(config)
+    if config.method == "full":
+        check_base_name(root, config.name)
+    config = config.model_copy(update={name: _resolved(getattr(config, name)) for name in _FILES})
     watcher.on_stage("reading data")
     dataset = check_data(config)
     watcher.on_stage("loading base")
     base = _load(config, device)
     journal = Journal.create(
         root / "runs",
-        RunConfig(train=config, data_sha256=data_sha256(config.data), base_fingerprint=base.fingerprint),
+        RunConfig(train=config, data_sha256=data_sha256(_files(config)), base_fingerprint=base.fingerprint),
     )
-    return _Run(journal, base, dataset, AdapterStore(root / "store"), watcher).execute()
+    return _Run(journal, base, dataset, root, watcher).execute()
 
 
 def resume_run(job_id: str, root: Path, *, device: Device = "auto", watcher: Watcher | None = None) -> Finished:
@@ -94,26 +119,83 @@ def resume_run(job_id: str, root: Path, *, device: Device = "auto", watcher: Wat
     config = asked.train
     watcher.on_stage("reading data")
     dataset = check_data(config)
-    if data_sha256(config.data) != asked.data_sha256:
+    if data_sha256(_files(config)) != asked.data_sha256:
         raise Conflict(f"the data of run {job_id} has changed since it began; start a new run", param="resume")
     watcher.on_stage("loading base")
     base = _load(config, device)
     if base.fingerprint != asked.base_fingerprint:
         raise Conflict(f"base '{config.base}' is not the one run {job_id} began with; start a new run", param="resume")
-    return _Run(journal, base, dataset, AdapterStore(root / "store"), watcher).execute()
+    return _Run(journal, base, dataset, root, watcher).execute()
 
 
-def check_data(config: TrainConfig) -> Dataset:
+_FILES = ("data", "validation_data", "replay_data")
+
+
+def _resolved(paths: tuple[Path, ...]) -> tuple[Path, ...]:
+    return tuple(path.resolve() for path in paths)
+
+
+def _files(config: TrainConfig) -> list[Path]:
+    """Everything the run reads rows from."""
+    return [path for name in _FILES for path in getattr(config, name)]
+
+
+@dataclass(frozen=True)
+class Data:
+    """What a run learns from, what it is measured on, and what is mixed in."""
+
+    main: Dataset | PreferenceDataset
+    validation: Dataset | PreferenceDataset | None  # None: split from the main
+    replay: Dataset | None
+
+    @property
+    def report(self) -> Report:
+        return self.main.report
+
+    def parts(self, config: TrainConfig) -> tuple[Rows, Rows]:
+        """(training, validation) rows. Replayed rows are among the first only."""
+        if self.validation is not None:
+            training, validation = self.main.rows, self.validation.rows
+        else:
+            training, validation = self.main.split(config.val_split, config.seed)
+        if self.replay is None:
+            return training, validation
+        plain = [row for row in training if isinstance(row, TrainingRow)]
+        return [*plain, *_replayed(self.replay.rows, len(plain), config)], validation
+
+
+def _replayed(rows: list[TrainingRow], beside: int, config: TrainConfig) -> list[TrainingRow]:
+    """As many of `rows`, drawn by the seed, as make up `replay_share` of all training rows; at most all of them."""
+    wanted = round(beside * config.replay_share / (1 - config.replay_share))
+    return random.Random(config.seed).sample(rows, min(len(rows), max(1, wanted)))
+
+
+def check_data(config: TrainConfig) -> Data:
     """The data of `config`, rendered for its base. Raises Invalid when a run would refuse it."""
-    dataset = read_dataset(config)
-    dataset.report.refuse(strict=config.strict)
-    if config.val_split and len({tuple(row.input_ids) for row in dataset.rows}) < 2:
+    main = read_dataset(config)
+    validation = read_dataset(config, config.validation_data) if config.validation_data else None
+    replay: Dataset | None = None
+    if config.replay_data:
+        # Said in their own words: the system prompt of the new rows is not put before them.
+        asked = config.model_copy(update={"objective": "sft", "format": "auto", "system": None})
+        replay = cast(Dataset, read_dataset(asked, config.replay_data))
+    for dataset in (main, validation, replay):
+        if dataset is not None:
+            dataset.report.refuse(strict=config.strict)
+    if config.val_split and validation is None and _distinct(main) < 2:
         raise Invalid("one row cannot be split; add rows, or give --val-split 0", param="val_split")
-    return dataset
+    return Data(main, validation, replay)
 
 
-def read_dataset(config: TrainConfig) -> Dataset:
-    """The data of `config`, good or bad, rendered for its base, whose weights are not loaded."""
+def _distinct(dataset: Dataset | PreferenceDataset) -> int:
+    if isinstance(dataset, PreferenceDataset):
+        return len({tuple(row.prompt_ids) for row in dataset.rows})
+    return len({tuple(row.input_ids) for row in dataset.rows})
+
+
+def read_dataset(config: TrainConfig, paths: tuple[Path, ...] | None = None) -> Dataset | PreferenceDataset:
+    """The data of `config` (or `paths` in its place), good or bad, rendered for its base, whose weights are not
+    loaded."""
     from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
     directory = locate_base(config.base)
@@ -125,27 +207,43 @@ def read_dataset(config: TrainConfig) -> Dataset:
         configured = model_config.get_text_config().eos_token_id
     ids = configured if isinstance(configured, list) else [configured]
     stops = frozenset(i for i in [*ids, tokenizer.eos_token_id] if i is not None)
-    return load_dataset(
-        config.data,
-        ChatRenderer(tokenizer, stops),
-        format=config.format,
-        system=config.system,
-        max_length=max_length_for(config, model_config.get_text_config().max_position_embeddings),
-    )
+    renderer = ChatRenderer(tokenizer, stops)
+    paths = config.data if paths is None else paths
+    max_length = max_length_for(config, model_config.get_text_config().max_position_embeddings)
+    if config.objective in PREFERENCES:
+        objective: Literal["dpo", "kto", "orpo"] = config.objective  # type: ignore[assignment]
+        return load_preferences(
+            paths, renderer, objective=objective, format=config.format, system=config.system, max_length=max_length
+        )
+    dataset = load_dataset(paths, renderer, format=config.format, system=config.system, max_length=max_length)
+    if config.objective == "pretrain":
+        for path, format in dataset.report.formats.items():
+            if format != "text":
+                raise Invalid(
+                    f"{path}: objective pretrain learns from plain text, and these are {format} rows; use --objective "
+                    "sft, or a file of texts",
+                    param="objective",
+                )
+    return dataset
 
 
 def _load(config: TrainConfig, device: Device) -> BaseModel:
-    base = load_base(config.base, device=device, quantize="4bit" if config.method == "qlora" else "none")
+    base = load_base(
+        config.base,
+        device=device,
+        dtype="float32" if config.method == "full" else "auto",
+        quantize="4bit" if config.method == "qlora" else "none",
+    )
     pick_targets(base, config.targets)  # refuses unknown ones before a run exists
     return base
 
 
 class _Run:
-    def __init__(self, journal: Journal, base: BaseModel, dataset: Dataset, store: AdapterStore, watcher: Watcher):
+    def __init__(self, journal: Journal, base: BaseModel, data: Data, root: Path, watcher: Watcher):
         self.journal = journal
         self.base = base
-        self.dataset = dataset
-        self.store = store
+        self.data = data
+        self.root = root
         self.watcher = watcher
         self.asked = journal.config()
         self.config = self.asked.train
@@ -166,27 +264,23 @@ class _Run:
             raise TrainingFailed(message) from error
 
     def _train_and_publish(self) -> Finished:
-        training, validation = self.dataset.split(self.config.val_split, self.config.seed)
-        plan = plan_for(
-            self.config,
-            hidden_size=self.base.model.config.get_text_config().hidden_size,
-            max_model_len=self.base.max_model_len,
-            rows=len(training),
-        )
-        model = add_adapter(self.base, self.config, plan)
+        training, validation = self.data.parts(self.config)
+        plan = self._plan(training)
+        model = trainable(self.base, self.config, plan)
         checkpoint = last_checkpoint(self.journal.checkpoints)
-        base_loss = self._base_loss(model, validation)
+        measured = self._validation(model, validation, plan)
+        before = self._before(model, measured)
         self.journal.rewind(checkpoint[1] if checkpoint else 0)
         self.watcher.on_start(
             Started(
                 job_id=self.journal.job_id,
                 directory=self.journal.directory,
-                report=self.dataset.report,
+                report=self.data.report,
                 plan=plan,
                 rows=len(training),
                 validation_rows=len(validation),
                 resumed_at=checkpoint[1] if checkpoint else 0,
-                base_val_loss=base_loss,
+                base_val_loss=before.loss if before else None,
             )
         )
         trained = train(
@@ -196,35 +290,91 @@ class _Run:
             self.config,
             plan,
             self.journal.checkpoints,
+            validation=measured,
             resume_from=checkpoint[0] if checkpoint else None,
             on_step=self._record,
+            on_evaluation=self._record_evaluation,
             cancelled=self.stop.is_set,
         )
         if not trained.finished:
             raise Cancelled
         self.watcher.on_stage("validating")
-        tuned_loss = self._loss(model, validation, "tuned_validation", trained.steps)
-        record = self._training_record(trained, len(training), base_loss, tuned_loss)
-        version = self._publish(model, record)
-        self._set_state("succeeded", f"published as {version}", version=str(version))
+        after = self._after(model, measured, trained)
+        record = self._training_record(trained, len(training), before, after)
+        finished = self._publish(model, record, before, after)
         shutil.rmtree(self.journal.checkpoints, ignore_errors=True)
-        return Finished(self.journal.job_id, "succeeded", f"published as {version}", version, record)
+        return finished
 
-    def _base_loss(self, model: object, validation: list[TrainingRow]) -> float | None:
-        """Of the base: a fresh adapter adds nothing, its B is zero. Measured once a run."""
-        if known := self.journal.metric("base_validation"):
-            return known.loss
-        self.watcher.on_stage("validating base")
-        return self._loss(model, validation, "base_validation", 0)
+    def _plan(self, training: Rows) -> Plan:
+        """Written down, so that a run can be explained later."""
+        plain = [row for row in training if isinstance(row, TrainingRow)]
+        packs = self.config.packing or self.config.objective == "pretrain"
+        plan = plan_for(
+            self.config,
+            hidden_size=self.base.model.config.get_text_config().hidden_size,
+            max_model_len=self.base.max_model_len,
+            rows=len(training),
+            packed_rows=(
+                packed_rows(plain, max_length_for(self.config, self.base.max_model_len))
+                if packs and keeps_rows_apart(self.base)
+                else None
+            ),
+            on_cuda=self.base.device.type == "cuda",
+        )
+        values = {name: value for name, value in vars(plan).items() if name != "reasons"}
+        document = {"format": 1, "values": values, "reasons": dict(plan.reasons)}
+        partial = self.journal.directory / f".{PLAN_FILE}"
+        partial.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+        partial.replace(self.journal.directory / PLAN_FILE)
+        return plan
 
-    def _loss(self, model: object, validation: list[TrainingRow], kind: str, step: int) -> float | None:
-        if not validation:
+    def _validation(self, model: Any, rows: Rows, plan: Plan) -> Validation | None:
+        if not rows:
             return None
+        if not self.journal.metric("base_validation"):
+            self.watcher.on_stage("validating base")
         tokenizer = self.base.tokenizer
-        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-        loss = validation_loss(model, validation, pad, cancelled=self.stop.is_set)  # type: ignore[arg-type]
-        self.journal.append(Metric.model_validate({"kind": kind, "step": step, "loss": loss}))
-        return loss
+        return Validation(
+            model,
+            rows,
+            objective=self.config.objective,
+            beta=plan.beta,
+            pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
+            compute_in=compute_dtype(self.base, self.config),
+            cancelled=self.stop.is_set,
+        )
+
+    def _before(self, model: Any, validation: Validation | None) -> Evaluation | None:
+        """Of the base: what is trained adds nothing yet. Measured once a run."""
+        if validation is None:
+            return None
+        if known := self.journal.metric("base_validation"):
+            return _evaluation(known)
+        evaluation = validation.measure(model, self.stop.is_set)
+        self._append("base_validation", 0, evaluation)
+        return evaluation
+
+    def _after(self, model: Any, validation: Validation | None, trained: Trained) -> Evaluation | None:
+        """Of the weights that are published; most often they were measured when they were the newest."""
+        if validation is None:
+            return None
+        step = trained.best_step or trained.steps
+        known = [metric for metric in self.journal.metrics() if metric.kind == "validation" and metric.step == step]
+        evaluation = _evaluation(known[-1]) if known else validation.measure(model, self.stop.is_set)
+        self._append("tuned_validation", step, evaluation)
+        return evaluation
+
+    def _record_evaluation(self, step: int, evaluation: Evaluation) -> None:
+        self._append("validation", step, evaluation)
+        self.watcher.on_evaluation(step, evaluation)
+
+    def _append(self, kind: str, step: int, evaluation: Evaluation) -> None:
+        if not math.isfinite(evaluation.loss):
+            raise TrainingFailed(
+                f"training diverged: the validation loss is {evaluation.loss} at step {step}. Start again with a "
+                "smaller --learning-rate"
+            )
+        self.journal.append(Metric.model_validate({"kind": kind, "step": step, **vars(evaluation)}))
 
     def _record(self, progress: Progress) -> None:
         if not math.isfinite(progress.loss):
@@ -241,12 +391,16 @@ class _Run:
                 learning_rate=progress.learning_rate,
                 grad_norm=progress.grad_norm,
                 tokens_per_s=round(progress.tokens_per_s, 1),
+                reward_margin=progress.reward_margin,
+                reward_accuracy=progress.reward_accuracy,
             )
         )
         self._set_state("running", step=progress.step, steps=progress.steps)
         self.watcher.on_step(progress)
 
-    def _training_record(self, trained: Trained, rows: int, base: float | None, tuned: float | None) -> TrainingRecord:
+    def _training_record(
+        self, trained: Trained, rows: int, before: Evaluation | None, after: Evaluation | None
+    ) -> TrainingRecord:
         losses = [metric.loss for metric in self.journal.metrics() if metric.kind == "step"]
         return TrainingRecord(
             data_sha256=self.asked.data_sha256,
@@ -254,26 +408,43 @@ class _Run:
             epochs=trained.epochs,
             steps=trained.steps,
             train_loss=sum(losses) / len(losses) if losses else None,
-            base_val_loss=base,
-            tuned_val_loss=tuned,
+            base_val_loss=before.loss if before else None,
+            tuned_val_loss=after.loss if after else None,
             seed=self.config.seed,
         )
 
-    def _publish(self, model: object, record: TrainingRecord) -> AdapterVersion:
+    def _publish(
+        self, model: Any, record: TrainingRecord, before: Evaluation | None, after: Evaluation | None
+    ) -> Finished:
         self.watcher.on_stage("publishing")
-        directory = self.journal.directory / "adapter"
-        save_adapter(model, directory)
         renderer = ChatRenderer(self.base.tokenizer, self.base.stop_token_ids)
-        AdapterManifest(
+        manifest = AdapterManifest(
             name=self.config.name,
             base_name=self.base.name,
             base_fingerprint=self.base.fingerprint,
             template_hash=renderer.template_hash,
-            system_prompt=self.dataset.report.system_prompt,
+            system_prompt=self.data.report.system_prompt,
             card=self.config.card,
             training=record,
-        ).write(directory)
-        return self.store.publish(directory, self.config.name)
+        )
+        version, base = None, None
+        if self.config.method == "full":
+            base = publish_base(
+                self.root, self.config.name, lambda directory: self._write_base(model, directory, manifest)
+            )
+            published, message = str(base), f"published as {base}; serve it with: bianlian serve --base {base}"
+        else:
+            directory = self.journal.directory / "adapter"
+            save_adapter(model, directory)
+            manifest.write(directory)
+            version = AdapterStore(self.root / "store").publish(directory, self.config.name)
+            published, message = str(version), f"published as {version}"
+        self._set_state("succeeded", message, version=published)
+        return Finished(self.journal.job_id, "succeeded", message, version, base, record, before, after)
+
+    def _write_base(self, model: Any, directory: Path, manifest: AdapterManifest) -> None:
+        save_model(model, self.base.tokenizer, directory, _dtype_on_disk(self.base))
+        manifest.write(directory)
 
     def _cancelled(self) -> Finished:
         checkpoint = last_checkpoint(self.journal.checkpoints)
@@ -285,6 +456,18 @@ class _Run:
     def _set_state(self, state: str, message: str = "", **fields: object) -> None:
         old = self.journal.status().model_dump(exclude={"updated"})
         self.journal.set_status(Status.model_validate({**old, "state": state, "message": message, **fields}))
+
+
+def _evaluation(metric: Metric) -> Evaluation:
+    return Evaluation(metric.loss, metric.margin, metric.reward_margin, metric.reward_accuracy)
+
+
+def _dtype_on_disk(base: BaseModel) -> torch.dtype:
+    """What the base's own files are in: a base trained from it is as large."""
+    config = json.loads((base.directory / "config.json").read_text(encoding="utf-8"))
+    name = config.get("dtype", config.get("torch_dtype"))
+    found = getattr(torch, str(name), None)
+    return found if isinstance(found, torch.dtype) else torch.float32
 
 
 class TrainingFailed(BianlianError):

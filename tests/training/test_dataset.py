@@ -100,8 +100,10 @@ def test_strict_refuses_a_single_bad_row(tmp_path: Path, renderer: ChatRenderer)
         load(tmp_path, [*good, row("x", "")], renderer).report.refuse(strict=True)
 
 
-def test_preferences_are_refused_for_now(tmp_path: Path, renderer: ChatRenderer) -> None:
-    with pytest.raises(Invalid, match="not available yet"):
+def test_preferences_are_refused_with_the_objective_that_learns_from_them(
+    tmp_path: Path, renderer: ChatRenderer
+) -> None:
+    with pytest.raises(Invalid, match="train on them with --objective dpo"):
         load(tmp_path, [{"prompt": "a", "chosen": "b", "rejected": "c"}], renderer)
 
 

@@ -61,8 +61,11 @@ def test_the_journal_has_every_step_and_both_validations(tiny_base: Path, tmp_pa
     finished = go(config(tiny_base, tmp_path), tmp_path / "home")
     metrics = list(Journal.open(tmp_path / "home" / "runs", finished.job_id).tail())
     kinds = [metric.kind for metric in metrics]
-    assert kinds == ["base_validation", *["step"] * 6, "tuned_validation"]
-    assert [metric.step for metric in metrics] == [0, 1, 2, 3, 4, 5, 6, 6]
+    epoch = [*["step"] * 3, "validation"]
+    assert kinds == ["base_validation", *epoch, *epoch, "tuned_validation"]
+    assert [metric.step for metric in metrics[:-1]] == [0, 1, 2, 3, 3, 4, 5, 6, 6]
+    best = min((metric for metric in metrics if metric.kind == "validation"), key=lambda metric: metric.loss)
+    assert (metrics[-1].step, metrics[-1].loss) == (best.step, best.loss)
     assert metrics[-1].loss == finished.record.tuned_val_loss
 
 
