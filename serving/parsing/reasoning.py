@@ -1,22 +1,7 @@
 """Thoughts before the answer: `<think>…</think>` and its relatives."""
 
-from dataclasses import dataclass
-
+from adapters.reasoning import ReasoningMarks
 from serving.parsing.pieces import Pieces, overlap
-
-
-@dataclass(frozen=True)
-class ReasoningMarks:
-    opening: str
-    closing: str
-
-
-KNOWN_MARKS = (
-    ReasoningMarks("<think>", "</think>"),
-    ReasoningMarks("[THINK]", "[/THINK]"),
-    ReasoningMarks("<seed:think>", "</seed:think>"),
-    ReasoningMarks("<|START_THINKING|>", "<|END_THINKING|>"),
-)
 
 
 class ReasoningReader:
