@@ -119,7 +119,8 @@ class ChatRenderer:
     ) -> list[RenderedExample]:
         """A conversation whose assistant turns are learned, or those for which `learn` (one flag a message) is True.
         The tokens before each learned turn equal `prompt_ids` of what precedes it. One row, unless the template
-        rewrites earlier turns (as those do that drop earlier thoughts): then as many as that takes.
+        rewrites earlier turns (as those do that drop earlier thoughts): then as many as that takes. With `thinking`,
+        turns that have thoughts are learned with them, and the others as when it is off.
 
         Raises Invalid when the template refuses the messages, or hides a reply so that it cannot be found again."""
         rows: list[RenderedExample] = []
@@ -127,8 +128,9 @@ class ChatRenderer:
         for index, message in enumerate(messages):
             if message["role"] != "assistant" or (learn is not None and not learn[index]):
                 continue
-            prompt = self._render(messages[:index], head=True, tools=tools, thinking=thinking)
-            reply = self.reply_text(messages[:index], message, tools=tools, thinking=thinking)
+            thinks = (self.thinking if thinking is None else thinking) and bool(message.get("reasoning_content"))
+            prompt = self._render(messages[:index], head=True, tools=tools, thinking=thinks)
+            reply = self.reply_text(messages[:index], message, tools=tools, thinking=thinks)
             if not done or not prompt.startswith(done):
                 rows.append(RenderedExample([], []))
                 done = ""

@@ -244,7 +244,17 @@ def _csv_objects(path: Path, text: str, delimiter: str) -> Iterator[tuple[Place,
 
 
 # Columns whose cells hold JSON, for want of another way into a table. Any other cell is the text it is.
-_JSON_COLUMNS = {"history", "messages", "conversations", "conversation", "chosen", "rejected", "label", "kto_tag"}
+_JSON_COLUMNS = {
+    "history",
+    "messages",
+    "conversations",
+    "conversation",
+    "chosen",
+    "rejected",
+    "label",
+    "kto_tag",
+    "tools",
+}
 
 
 def _cell(name: str, cell: str) -> Any:

@@ -12,15 +12,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from adapters.base_model import BaseModel, load_base, locate_base
+from adapters.base_model import BaseModel, load_base
 from adapters.errors import BianlianError, Conflict, Invalid
 from adapters.manifest import AdapterManifest, AdapterVersion, TrainingRecord, check_name
 from adapters.renderer import ChatRenderer
 from adapters.settings import Device
 from adapters.store import AdapterStore
+from training.base_info import read_base
 from training.config import Plan, TrainConfig, max_length_for, plan_for
-from training.dataset import Dataset, Report, TrainingRow, data_sha256, load_dataset
+from training.dataset import Dataset, TrainingRow, data_sha256, load_dataset
 from training.journal import Journal, Metric, RunConfig, Status
+from training.report import Report
+from training.sources import absolute, files_of, sources_of
 from training.trainer import (
     Cancelled,
     Progress,
@@ -72,14 +75,16 @@ def start_run(config: TrainConfig, root: Path, *, device: Device = "auto", watch
     Raises Invalid, NotFound or Conflict, with nothing left on disk, when data, name or base will not do."""
     watcher = watcher or Watcher()
     check_name(config.name)
-    config = config.model_copy(update={"data": tuple(path.resolve() for path in config.data)})
+    config = absolute(config)
     watcher.on_stage("reading data")
     dataset = check_data(config)
     watcher.on_stage("loading base")
     base = _load(config, device)
     journal = Journal.create(
         root / "runs",
-        RunConfig(train=config, data_sha256=data_sha256(config.data), base_fingerprint=base.fingerprint),
+        RunConfig(
+            train=config, data_sha256=data_sha256(files_of(sources_of(config))), base_fingerprint=base.fingerprint
+        ),
     )
     return _Run(journal, base, dataset, AdapterStore(root / "store"), watcher).execute()
 
@@ -94,7 +99,7 @@ def resume_run(job_id: str, root: Path, *, device: Device = "auto", watcher: Wat
     config = asked.train
     watcher.on_stage("reading data")
     dataset = check_data(config)
-    if data_sha256(config.data) != asked.data_sha256:
+    if data_sha256(files_of(sources_of(config))) != asked.data_sha256:
         raise Conflict(f"the data of run {job_id} has changed since it began; start a new run", param="resume")
     watcher.on_stage("loading base")
     base = _load(config, device)
@@ -114,23 +119,17 @@ def check_data(config: TrainConfig) -> Dataset:
 
 def read_dataset(config: TrainConfig) -> Dataset:
     """The data of `config`, good or bad, rendered for its base, whose weights are not loaded."""
-    from transformers import AutoConfig, AutoTokenizer, GenerationConfig
-
-    directory = locate_base(config.base)
-    model_config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
-    tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
-    try:
-        configured = GenerationConfig.from_pretrained(directory).eos_token_id
-    except OSError:  # no generation_config.json: transformers takes the model's
-        configured = model_config.get_text_config().eos_token_id
-    ids = configured if isinstance(configured, list) else [configured]
-    stops = frozenset(i for i in [*ids, tokenizer.eos_token_id] if i is not None)
+    base = read_base(config.base)
     return load_dataset(
-        config.data,
-        ChatRenderer(tokenizer, stops),
-        format=config.format,
+        sources_of(config),
+        base.renderer,
         system=config.system,
-        max_length=max_length_for(config, model_config.get_text_config().max_position_embeddings),
+        max_length=max_length_for(config, base.max_model_len),
+        mask_history=config.mask_history,
+        thinking=config.thinking,
+        weights=config.data_weights,
+        max_samples=config.max_samples,
+        seed=config.seed,
     )
 
 
@@ -270,6 +269,7 @@ class _Run:
             base_fingerprint=self.base.fingerprint,
             template_hash=renderer.template_hash,
             system_prompt=self.dataset.report.system_prompt,
+            thinking=self.dataset.report.thinking,
             card=self.config.card,
             training=record,
         ).write(directory)
