@@ -144,9 +144,7 @@ def _json_objects(path: Path, text: str) -> Iterator[tuple[Place, Object] | BadR
     if scan.peek() != "[":
         value = scan.value()
         if not scan.peek():
-            if isinstance(value, Mapping) and not any(
-                isinstance(inner, Mapping) and "file_name" in inner for inner in value.values()
-            ):
+            if isinstance(value, Mapping) and not all(isinstance(inner, Mapping) for inner in value.values()):
                 raise scan.wrong("one object where an array of rows is wanted; put it in [ ]", at=0)
             yield _object(Place(str(path), 1), value)
             return
