@@ -198,12 +198,11 @@ def render_rows(
                 example = row.with_system(system) if system is not None else row
                 work.conversation(source, example.with_last_answer() if mask_history else example)
     work.end_documents()
-    distinct = {(tuple(row.input_ids), tuple(row.labels)) for row in work.rows}
     report = Report(
         formats=read.formats,
         good=work.good,
         bad=[*read.bad, *work.bad],
-        duplicates=len(work.rows) - len(distinct),
+        duplicates=len(work.whole) - len(set(work.whole)),
         shortened=work.shortened,
         too_long=work.too_long,
         max_length=max_length,
@@ -226,6 +225,7 @@ class _Rendering:
         self.max_length = max_length
         self.learns_thoughts = learns_thoughts
         self.rows: list[TrainingRow] = []
+        self.whole: list[tuple[int, ...]] = []  # each conversation or block once, also if it takes several rows
         self.good = 0  # rows of the files
         self.bad: list[BadRow] = []
         self.shortened: list[BadRow] = []
@@ -262,6 +262,7 @@ class _Rendering:
         if not all(_learns_to_stop(row, stops) for row in kept):
             self.unending.append(BadRow(example.place, "", "an answer ends without a learned end of turn"))
         self.rows += kept
+        self.whole.append(tuple(kept[-1].input_ids))
         self.good += 1
         self.conversations += 1
         self.with_tools += example.uses_tools
@@ -297,6 +298,7 @@ class _Rendering:
     def _block(self, block: Sequence[tuple[int, Place]]) -> None:
         ids = [token for token, _ in block]
         self.rows.append(TrainingRow(ids, ids, block[0][1], self._text_source))
+        self.whole.append(tuple(ids))
 
 
 def data_sha256(paths: Iterable[Path]) -> str:

@@ -21,7 +21,7 @@ from training.config import Method, Plan, TrainConfig
 METHODS: tuple[Method, ...] = get_args(Method)
 _MEASURED_PARAMETERS = 100_000_000  # above it building a few layers takes longer than it is worth
 _MEASURED_LAYERS = 3
-_MEASURED_TOKENS = 512
+_MEASURED_TOKENS = 512  # in one step
 # Of the speed of a plain product: what a step reaches beside attention, norms, loss and optimizer.
 _EFFICIENCY = 0.5
 _NF4_BYTES = 0.516  # half a byte, and a doubly quantised scale for every 64
@@ -95,7 +95,7 @@ def estimate(
     quantised = sum(linear.weight.numel() for linear in linears.values())
     steps = work.steps(config, plan)
     tokens = steps * plan.batch_size * work.tokens / max(1, work.rows)
-    speeds = _speeds(text, plan, parameters, dtype, where)
+    speeds = _speeds(text, plan, config.lora_r, parameters, dtype, where)
     found = []
     for method in METHODS:
         per_token, by = speeds[method]
@@ -155,7 +155,7 @@ def _memory(
 
 
 def _speeds(
-    text: Any, plan: Plan, parameters: int, dtype: torch.dtype, device: torch.device
+    text: Any, plan: Plan, rank: int, parameters: int, dtype: torch.dtype, device: torch.device
 ) -> dict[Method, tuple[float, str]]:
     """Seconds a token for each method, and how they were found."""
     layers = min(_MEASURED_LAYERS, text.num_hidden_layers)
@@ -166,8 +166,8 @@ def _speeds(
     full: float
     if small <= _MEASURED_PARAMETERS:
         by = "measured: forward and backward through some of the base's layers"
-        frozen = _measured(text, layers, plan, dtype, device, train_base=False) * again
-        full = _measured(text, layers, plan, dtype, device, train_base=True) * again
+        frozen = _measured(text, layers, plan, dtype, device, rank) * again
+        full = _measured(text, layers, plan, dtype, device, None) * again
     else:
         by = "formula: arithmetic of all parameters, at the measured speed of a product of the base's width"
         rate = _product_rate(text, dtype, device) * _EFFICIENCY
@@ -179,30 +179,54 @@ def _speeds(
     }
 
 
-def _measured(
-    text: Any, layers: int, plan: Plan, dtype: torch.dtype, device: torch.device, *, train_base: bool
-) -> float:
-    """Seconds a token: those of one layer, and the difference that more layers make."""
-    one = _step_time(_model(text, 1, dtype).to(device), text.vocab_size, plan, train_base)
+def _measured(text: Any, layers: int, plan: Plan, dtype: torch.dtype, device: torch.device, rank: int | None) -> float:
+    """Seconds a token: those of one layer, and the difference that more layers make. Adapters of `rank` are trained, or
+    without one the base itself."""
+
+    def seconds(layers: int) -> float:
+        model = _model(text, layers, dtype)
+        if rank is not None:
+            model.requires_grad_(False)
+            _adapt(model, rank)
+        return _step_time(model.to(device), text.vocab_size, plan)
+
+    one = seconds(1)
     if layers == 1:
         return one
-    several = _step_time(_model(text, layers, dtype).to(device), text.vocab_size, plan, train_base)
-    return one + max(0.0, several - one) * int(text.num_hidden_layers - 1) / (layers - 1)
+    return one + max(0.0, seconds(layers) - one) * int(text.num_hidden_layers - 1) / (layers - 1)
 
 
-def _step_time(model: nn.Module, vocab_size: int, plan: Plan, train_base: bool) -> float:
+class _Adapted(nn.Module):
+    """A linear layer with an adapter in float32, the arithmetic that PEFT does."""
+
+    def __init__(self, linear: nn.Linear, rank: int):
+        super().__init__()
+        self.linear = linear
+        self.a = nn.Linear(linear.in_features, rank, bias=False, dtype=torch.float32)
+        self.b = nn.Linear(rank, linear.out_features, bias=False, dtype=torch.float32)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        added: torch.Tensor = self.linear(x) + self.b(self.a(x.float()))
+        return added.to(x.dtype)
+
+
+def _adapt(model: nn.Module, rank: int) -> None:
+    for path, module in list(model.named_modules()):
+        if isinstance(module, nn.Linear) and any(part.isdigit() for part in path.split(".")):
+            parent, _, name = path.rpartition(".")
+            setattr(model.get_submodule(parent), name, _Adapted(module, rank))
+
+
+def _step_time(model: nn.Module, vocab_size: int, plan: Plan) -> float:
     """Seconds a token of one forward and backward pass, the better of two after one to warm up."""
-    model.requires_grad_(train_base)
+    model.train()
     length = min(plan.max_length, 128)
     device = next(model.parameters()).device
     ids = torch.randint(vocab_size, (max(1, _MEASURED_TOKENS // length), length), device=device)
-    embeddings: Any = model.get_input_embeddings()  # type: ignore[operator]
     times = []
     for _ in range(3):
-        inputs = embeddings(ids).detach().requires_grad_(not train_base)
         started = time.perf_counter()
-        given = {"input_ids": ids} if train_base else {"inputs_embeds": inputs}
-        model(**given, labels=ids, use_cache=False).loss.backward()
+        model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
         if device.type == "cuda":
             torch.cuda.synchronize()
         times.append(time.perf_counter() - started)

@@ -199,6 +199,7 @@ def test_replies_that_need_a_row_each_are_never_split(tmp_path: Path) -> None:
     history = [[f"<q{n}>", "<think>\nwhy\n</think>\n\nyes"] for n in range(2)]
     dataset = load(tmp_path, [row(f"last {n}", "no", history=history) for n in range(10)], able)
     assert len(dataset.rows) == 30 and dataset.report.good == 10
+    assert dataset.report.duplicates == 0  # though all begin alike
     training, validation = dataset.split(0.3, seed=1)
     assert len(validation) == 9
     assert not {one.place for one in training} & {one.place for one in validation}

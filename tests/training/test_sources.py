@@ -10,6 +10,7 @@ from adapters.errors import Invalid, NotFound
 from training.config import TrainConfig
 from training.dataset import read_sources
 from training.formats import Document, Example, PreferencePair
+from training.run import check_data
 from training.sources import absolute, files_of, sources_at, sources_of
 
 INFO: dict[str, Any] = {
@@ -180,6 +181,14 @@ def test_names_after_a_comma_and_dataset_dir_mean_the_same(info: Path, monkeypat
     assert files_of([plain, named, text]) == [info.parent / n for n in ("plain.json", "named.jsonl", "text.txt")] + [
         info
     ]
+
+
+def test_a_run_reads_what_the_names_stand_for(tiny_base: Path, info: Path) -> None:
+    asked = TrainConfig(name="n", base=str(tiny_base), dataset=("some", "named"), dataset_dir=info.parent, val_split=0)
+    dataset = check_data(asked.model_copy(update={"data_weights": (1.0, 2.0)}))
+    assert [row.source for row in dataset.rows] == [0, 0, 1]
+    training, _ = dataset.split(0, seed=0)
+    assert [row.source for row in training] == [0, 1, 1]
 
 
 @pytest.mark.parametrize(
