@@ -11,8 +11,11 @@ from typing import Any, Literal, NotRequired, TypedDict
 from jinja2.exceptions import TemplateError
 
 from adapters.errors import Invalid
+from adapters.reasoning import ReasoningMarks, marks_in
 
 ZERO_WIDTH_SPACE = "\u200b"
+_PROBE = "a-reply-to-find-again"
+_PROBE_CALL = "probe_function"
 
 Role = Literal["system", "user", "assistant", "tool"]
 
@@ -31,7 +34,7 @@ class Message(TypedDict):
 
 @dataclass(frozen=True)
 class RenderedExample:
-    """A training row. `learned[i]` is True where token i is one the assistant says, end of turn included."""
+    """Tokens of a training row. `learned[i]` is True where token i is one the assistant says, end of turn included."""
 
     ids: list[int]
     learned: list[bool]
@@ -83,30 +86,108 @@ class ChatRenderer:
         """Text with the template's special tokens spelled out → ids, nothing added."""
         return list(self.tokenizer.encode(text, add_special_tokens=False))
 
-    def example(self, messages: Sequence[Message], learn: Sequence[bool] | None = None) -> RenderedExample:
-        """A conversation whose assistant turns are learned, or those for which `learn` (one flag a message) is
-        True. The tokens before each learned turn equal `prompt_ids` of what precedes it.
+    @property
+    def reasoning_marks(self) -> ReasoningMarks | None:
+        """How the template marks thoughts; None when it has no place for them."""
+        return marks_in(self.tokenizer.chat_template)
 
-        Raises Invalid when the template rewrites earlier turns, so that no such prefix exists."""
-        ids: list[int] = []
-        learned: list[bool] = []
-        done = ""  # text rendered so far
+    @cached_property
+    def has_tools(self) -> bool:
+        """Whether the template describes tools to the model and writes down the calls of earlier turns."""
+        function = {"name": _PROBE_CALL, "description": "", "parameters": {"type": "object", "properties": {}}}
+        question: Message = {"role": "user", "content": "?"}
+        called = {"name": _PROBE_CALL, "arguments": {}}
+        call: Message = {
+            "role": "assistant",
+            "content": "",
+            "tool_calls": [{"id": "probe0001", "type": "function", "function": called}],
+        }
+        answer: Message = {"role": "tool", "content": "?", "tool_call_id": "probe0001", "name": _PROBE_CALL}
+        try:
+            offered = self.prompt_text([question], tools=[{"type": "function", "function": function}])
+            return _PROBE_CALL in offered and _PROBE_CALL in self.whole_text([question, call, answer])
+        except (Invalid, TypeError, ValueError, AttributeError, KeyError):  # what templates do with the unexpected
+            return False
+
+    def examples(
+        self,
+        messages: Sequence[Message],
+        learn: Sequence[bool] | None = None,
+        *,
+        tools: Sequence[dict[str, Any]] = (),
+        thinking: bool | None = None,
+    ) -> list[RenderedExample]:
+        """A conversation whose assistant turns are learned, or those for which `learn` (one flag a message) is True.
+        The tokens before each learned turn equal `prompt_ids` of what precedes it. One row, unless the template
+        rewrites earlier turns (as those do that drop earlier thoughts): then as many as that takes. With `thinking`,
+        turns that have thoughts are learned with them, and the others as when it is off.
+
+        Raises Invalid when the template refuses the messages, or hides a reply so that it cannot be found again."""
+        rows: list[RenderedExample] = []
+        done = ""  # text of the last row so far
         for index, message in enumerate(messages):
             if message["role"] != "assistant" or (learn is not None and not learn[index]):
                 continue
-            prompt = self._render(messages[:index], head=True)
-            whole = self._render(messages[: index + 1], head=False)
-            if not (prompt.startswith(done) and whole.startswith(prompt)):
-                raise Invalid(
-                    "the chat template rewrites earlier turns, so a conversation with several learned replies has no "
-                    "single rendering; learn the last reply only"
-                )
-            context = self.encode(prompt[len(done) :])
-            reply = self._reply_ids(whole[len(prompt) :])
-            ids += context + reply
-            learned += [False] * len(context) + [True] * len(reply)
-            done = prompt + self._spoken(whole[len(prompt) :])
-        return RenderedExample(ids, learned)
+            thinks = (self.thinking if thinking is None else thinking) and bool(message.get("reasoning_content"))
+            prompt = self._render(messages[:index], head=True, tools=tools, thinking=thinks)
+            reply = self.reply_text(messages[:index], message, tools=tools, thinking=thinks)
+            if not done or not prompt.startswith(done):
+                rows.append(RenderedExample([], []))
+                done = ""
+            context, said = self.encode(prompt[len(done) :]), self.encode(reply)
+            rows[-1].ids.extend(context + said)
+            rows[-1].learned.extend([False] * len(context) + [True] * len(said))
+            # Only a special token is sure to stay a token of its own, whatever follows it.
+            done = prompt + reply if reply.endswith(tuple(self._stop_texts())) else ""
+        return rows
+
+    def example(
+        self,
+        messages: Sequence[Message],
+        learn: Sequence[bool] | None = None,
+        *,
+        tools: Sequence[dict[str, Any]] = (),
+        thinking: bool | None = None,
+    ) -> RenderedExample:
+        """As `examples`, for a caller who needs it in one row. Invalid when it takes several."""
+        rows = self.examples(messages, learn, tools=tools, thinking=thinking)
+        if len(rows) > 1:
+            raise Invalid(
+                "the chat template rewrites earlier turns, so a conversation with several learned replies has no "
+                "single rendering; learn the last reply only"
+            )
+        return rows[0] if rows else RenderedExample([], [])
+
+    def reply_text(
+        self,
+        before: Sequence[Message],
+        reply: Message,
+        *,
+        tools: Sequence[dict[str, Any]] = (),
+        thinking: bool | None = None,
+    ) -> str:
+        """What the model itself says after `prompt_text(before)` when its turn is `reply`: thoughts if the template
+        has them, content, calls, end of turn."""
+        prompt = self._render(before, head=True, tools=tools, thinking=thinking)
+        whole = self._render([*before, reply], head=False, tools=tools, thinking=thinking)
+        reasoning = reply.get("reasoning_content", "").strip("\n")
+        marks = self.reasoning_marks
+        shown = marks is None or (reasoning in whole[len(prompt) :] and not marks.inside(prompt))
+        if whole.startswith(prompt) and shown:
+            return self._spoken(whole[len(prompt) :])
+        # The template writes a past turn otherwise than it asks for a new one: without its thoughts, or without the
+        # empty ones that the prompt has. So they are put in front of what it does write.
+        bare: Message = {"role": "assistant", "content": reply["content"]}
+        if "tool_calls" in reply:
+            bare["tool_calls"] = reply["tool_calls"]
+        whole = self._render([*before, bare], head=False, tools=tools, thinking=thinking)
+        probe: Message = {"role": "assistant", "content": _PROBE}
+        opening, found, _ = self._render([*before, probe], head=False, tools=tools, thinking=thinking).rpartition(
+            _PROBE
+        )
+        if not found or not whole.startswith(opening):
+            raise Invalid("the chat template hides what the assistant says, so it cannot be learned")
+        return (marks.around(reasoning, prompt) if marks else "") + self._spoken(whole[len(opening) :])
 
     def _render(
         self,
@@ -150,8 +231,5 @@ class ChatRenderer:
         ends = [turn.find(token) + len(token) for token in self._stop_texts() if token in turn]
         return turn[: min(ends)] if ends else turn
 
-    def _reply_ids(self, turn: str) -> list[int]:
-        return self.encode(self._spoken(turn))
-
     def _stop_texts(self) -> list[str]:
-        return [str(self.tokenizer.convert_ids_to_tokens(i)) for i in self.stop_token_ids]
+        return [str(self.tokenizer.convert_ids_to_tokens(i)) for i in sorted(self.stop_token_ids)]

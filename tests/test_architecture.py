@@ -25,7 +25,7 @@ def imports(path: Path) -> Iterator[str]:
 
 def is_face(module: str) -> bool:
     parts = module.split(".")
-    return parts[0] in PACKAGES and len(parts) > 1 and parts[1] in {"api", "ui", "cli"}
+    return parts[0] in PACKAGES and len(parts) > 1 and parts[1].rpartition("_")[2] in {"api", "ui", "cli"}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))

@@ -1,5 +1,5 @@
-"""The training commands: `bianlian train` and `bianlian data check`. Torch and its kin are imported inside the
-commands, so that help comes at once."""
+"""The training command, `bianlian train`; `bianlian data` is in `data_cli.py`. Torch and its kin are imported inside
+the command, so that help comes at once."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,21 +13,15 @@ from rich.console import Console
 from adapters.errors import BianlianError, Conflict, Invalid
 from adapters.settings import Device, load_settings
 from training.config import TrainConfig, parse_config
+from training.data_cli import (
+    data_cli,
+    silence_libraries,
+)
 from training.formats import FORMATS
 
 if TYPE_CHECKING:
     from training.run import Finished, Started, Watcher
     from training.trainer import Evaluation, Progress
-
-FormatOption = Annotated[str, typer.Option(help=f"auto, {', '.join(FORMATS)}.")]
-BaseOption = Annotated[str | None, typer.Option(help="Bundled name, directory, or hub id of the base model.")]
-SystemOption = Annotated[
-    str | None, typer.Option(help="System prompt for rows that have none; served with the adapter.")
-]
-LengthOption = Annotated[
-    int | None, typer.Option(help="Tokens a row may have. Default: the base's limit, at most 2048.")
-]
-StrictOption = Annotated[bool, typer.Option("--strict", help="Refuse the data if a single row cannot be used.")]
 
 _LISTS = ("data", "targets", "validation_data", "replay_data")
 
@@ -42,8 +36,6 @@ _data = _panel("Data")
 _adapter = _panel("Adapter and objective")
 _optimizer = _panel("Steps")
 _meanwhile = _panel("Meanwhile")
-
-data_cli = typer.Typer(help="Look at data before training on it.", no_args_is_help=True)
 
 
 def register(cli: typer.Typer) -> None:
@@ -185,39 +177,6 @@ def _run(config: TrainConfig | None, resume: str | None, root: Path, device: Dev
         return start_run(config, root, device=device, watcher=watcher)
 
 
-@data_cli.command("check")
-def check_command(
-    files: Annotated[list[Path], typer.Argument(help="Data files.")],
-    base: BaseOption = None,
-    format: FormatOption = "auto",
-    system: SystemOption = None,
-    max_length: LengthOption = None,
-    strict: StrictOption = False,
-) -> None:
-    """Report on data files: formats, bad rows, duplicates, lengths. Exit code 2 when training would refuse them."""
-    settings = load_settings()
-    config = parse_config(
-        {
-            "data": files,
-            "name": "check",
-            "base": base or settings.base,
-            "format": format,
-            "system": system,
-            "max_length": max_length,
-            "strict": strict,
-        }
-    )
-    console = Console()
-    with console.status("reading"):
-        _silence_libraries()
-        from training.run import read_dataset
-
-        report = read_dataset(config).report
-    for line in report.lines():
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
-    report.refuse(strict=strict)
-
-
 def _read_card(path: Path | None) -> dict[str, object]:
     import json
 
@@ -243,7 +202,7 @@ def _watching(console: Console) -> "Iterator[Watcher]":
     from rich.progress import Progress as Bar
 
     with console.status("starting"):
-        _silence_libraries()
+        silence_libraries()
         from training.run import Watcher
 
     bar = Bar(
@@ -276,19 +235,6 @@ def _watching(console: Console) -> "Iterator[Watcher]":
 
     with bar:
         yield Watcher(on_stage, on_start, on_step, on_evaluation)
-
-
-def _silence_libraries() -> None:
-    """Their loading bars and deprecation notes would tear our lines apart; what matters is raised, not logged."""
-    import logging
-    import warnings
-
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", category=FutureWarning)
 
 
 def _starts_a_tenth(step: int, steps: int) -> bool:

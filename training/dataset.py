@@ -1,26 +1,27 @@
-"""From rows to tokens: check, report, split, render.
+"""From rows to tokens: read, check, render, split, mix.
 
 Everything a user should know about a data set before minutes or hours are spent on it comes out of here as one
-Report; what is wrong with it is refused here. How files are read and rows understood is left to `files.py` and
-`formats.py`."""
+Report; what is wrong with it is refused there. How files are read and rows understood is left to `files.py` and
+`formats.py`; what pairs of answers become to `preferences.py`."""
 
 import hashlib
 import random
 import re
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 from adapters.errors import Invalid
-from adapters.renderer import ChatRenderer
+from adapters.renderer import ChatRenderer, Message, RenderedExample
 from training.files import BadRow, Place
-from training.formats import DataFile, Document, Example, Format, PreferencePair, read_data
+from training.formats import Document, Example, Format, PreferencePair, Row, read_data
+from training.report import Lengths, Report
+from training.sources import Source
 
-MAX_BAD_SHARE = 0.05
 NOT_LEARNED = -100  # the label that loss functions pass over
-_LISTED = 10  # bad rows a report lists; the rest are counted
+_END_OF_TEXT = "<|endoftext|>"  # after a document, where the tokenizer has it; its end of turn elsewhere
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -30,186 +31,260 @@ class TrainingRow:
     input_ids: list[int]
     labels: list[int]
     place: Place
+    source: int = 0  # which of the run's data sets it is from
 
     @property
     def learned_tokens(self) -> int:
         return sum(label != NOT_LEARNED for label in self.labels)
 
-
-@dataclass(frozen=True)
-class Lengths:
-    """Tokens a row has."""
-
-    shortest: int
-    median: int
-    p95: int
-    longest: int
-    total: int
-    learned: int
-
-    @classmethod
-    def of(cls, rows: Sequence[TrainingRow]) -> "Lengths":
-        lengths = sorted(len(row.input_ids) for row in rows) or [0]
-
-        def at(share: float) -> int:
-            return lengths[min(len(lengths) - 1, int(share * len(lengths)))]
-
-        learned = sum(row.learned_tokens for row in rows)
-        return cls(lengths[0], at(0.5), at(0.95), lengths[-1], sum(lengths), learned)
-
-
-@dataclass(frozen=True)
-class Report:
-    """What was found in the files, and what a training run would make of it."""
-
-    formats: dict[str, Format]  # by file
-    good: int
-    bad: list[BadRow]
-    duplicates: int  # rows equal to an earlier one; they are trained on, and never split from it
-    shortened: int  # rows whose last turns were left out to fit max_length
-    too_long: list[BadRow]  # rows left out because not even their first answer fits
-    max_length: int
-    lengths: Lengths
-    end_of_turn_share: float  # of the conversations, those whose answers all end with a learned end of turn
-    system_prompt: str | None  # the one system message that all rows share
-    with_tools: int
-    with_reasoning: int
-
     @property
-    def bad_share(self) -> float:
-        return len(self.bad) / max(1, self.good + len(self.bad) + len(self.too_long))
-
-    def refuse(self, *, strict: bool) -> None:
-        """Raises Invalid when these rows should not be trained on."""
-        wrong = [*self.bad, *self.too_long]
-        if strict and wrong:
-            raise Invalid(f"{wrong[0]} (--strict allows no such row; {_count(len(wrong), 'row')} like this)")
-        if self.bad_share > MAX_BAD_SHARE:
-            raise Invalid(
-                f"{len(self.bad)} of {self.good + len(self.bad)} rows cannot be used, more than "
-                f"{MAX_BAD_SHARE:.0%}; the first: {self.bad[0]}. `bianlian data check` lists them",
-                param="data",
-            )
-        if not self.good:
-            reason = f"; the first: {wrong[0]}" if wrong else ""
-            raise Invalid(f"no row is left to train on{reason}", param="data")
-
-    def lines(self) -> Iterator[str]:
-        """The report as text."""
-        for path, format in self.formats.items():
-            yield f"{path}: {format}"
-        yield f"rows: {self.good} good, {len(self.bad)} bad ({self.bad_share:.1%}), {self.duplicates} duplicates"
-        kinds = Counter(row.kind for row in self.bad)
-        if kinds["empty"]:
-            yield f"empty: {_count(kinds['empty'], 'row')} with an empty question or answer, left out"
-        yield from _listing(self.bad)
-        n = self.lengths
-        yield (
-            f"tokens a row: {n.shortest} to {n.longest}, median {n.median}, 95% up to {n.p95}; "
-            f"{n.total:,} in all, {n.learned:,} learned"
-        )
-        if self.shortened:
-            yield f"shortened: {_count(self.shortened, 'row')} lost last turns beyond {self.max_length} tokens"
-        if self.too_long:
-            yield f"too long: {_count(len(self.too_long), 'row')} left out"
-            yield from _listing(self.too_long)
-        yield f"end of turn learned in {self.end_of_turn_share:.1%} of conversations"
-        if self.end_of_turn_share < 1:
-            yield (
-                "  the rest never learn to stop: the base's chat template ends an answer with no token "
-                "that stops generation"
-            )
-        if self.system_prompt is not None:
-            yield f"system prompt: {self.system_prompt}"
-        if self.with_tools:
-            yield f"tools: {_count(self.with_tools, 'row')} list tools, which are not shown to the model yet"
-        if self.with_reasoning:
-            yield f"reasoning: {_count(self.with_reasoning, 'row')} carry reasoning, which is not learned yet"
+    def is_text(self) -> bool:
+        """Of documents: all of it is learned."""
+        return NOT_LEARNED not in self.labels
 
 
-def _listing(rows: Sequence[BadRow]) -> Iterator[str]:
-    yield from (f"  {row}" for row in rows[:_LISTED])
-    if len(rows) > _LISTED:
-        yield f"  and {len(rows) - _LISTED} more"
+@dataclass(frozen=True)
+class ReadRows:
+    """All files, read: rows with the number of their data set."""
 
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
+    rows: list[tuple[int, Row]]
+    bad: list[BadRow]
+    formats: dict[str, Format]  # by file
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Rendered rows and the report on them."""
+    """Rendered rows and the report on them. `weights`, if any, are the shares of the data sets in the training rows."""
 
     rows: list[TrainingRow]
     report: Report
+    weights: tuple[float, ...] = ()
 
     def split(self, share: float, seed: int) -> tuple[list[TrainingRow], list[TrainingRow]]:
-        """(training, validation) rows: `share` of the distinct rows, picked by `seed`, are for validation. Equal
-        rows stay together, so that nothing is validated on what was learned. Keeps one row for training, and one
-        for validation where `share` is not 0."""
-        groups: dict[tuple[int, ...], list[TrainingRow]] = {}
+        """(training, validation) rows: `share` of the distinct conversations, picked by `seed`, are for validation.
+        Equal rows stay together, so that nothing is validated on what was learned. Keeps one conversation for training,
+        and one for validation where `share` is not 0. Weights are for the training rows."""
+        last: dict[tuple[int, Place], tuple[int, ...]] = {}  # a conversation in several rows is whole in its last
         for row in self.rows:
-            groups.setdefault(tuple(row.input_ids), []).append(row)
-        picked = list(groups.values())
-        random.Random(seed).shuffle(picked)
-        held_out = min(len(picked) - 1, max(1, round(share * len(picked)))) if share else 0
-        ids = {id(row) for group in picked[:held_out] for row in group}
-        return [row for row in self.rows if id(row) not in ids], [row for row in self.rows if id(row) in ids]
+            last[row.source, row.place] = tuple(row.input_ids)
+
+        def conversation(row: TrainingRow) -> Hashable:
+            return tuple(row.input_ids) if row.is_text else last[row.source, row.place]
+
+        training, validation = split_rows(self.rows, conversation, share, seed)
+        if self.weights:
+            training = mix(training, lambda row: row.source, self.weights, seed)
+        return training, validation
+
+
+def split_rows(rows: Sequence[T], key: Callable[[T], Hashable], share: float, seed: int) -> tuple[list[T], list[T]]:
+    """(training, validation) rows, in their order: `share` of the groups of equal `key`, picked by `seed`, are for
+    validation; at least one where `share` is not 0, and never all."""
+    keys = list(dict.fromkeys(map(key, rows)))
+    random.Random(seed).shuffle(keys)
+    held_out = set(keys[: min(len(keys) - 1, max(1, round(share * len(keys))))] if share else [])
+    return [row for row in rows if key(row) not in held_out], [row for row in rows if key(row) in held_out]
+
+
+def mix(rows: Sequence[T], source: Callable[[T], int], weights: Sequence[float], seed: int) -> list[T]:
+    """As many rows as there are, of each source the share its weight asks for: some rows of a source that has too many,
+    picked by `seed`, and rows of one that has too few again and again, all of them before any once more.
+
+    Raises Invalid when weights are not positive, or a source has no row."""
+    if any(weight <= 0 for weight in weights):
+        raise Invalid("data_weights must be above 0; leave out a data set instead", param="data_weights")
+    generator = random.Random(seed)
+    mixed: list[T] = []
+    taken = 0.0
+    for number, weight in enumerate(weights):
+        own = [row for row in rows if source(row) == number]
+        if not own:
+            raise Invalid(f"data set {number + 1} has a weight, but no row to train on", param="data_weights")
+        before, taken = round(taken * len(rows)), taken + weight / sum(weights)
+        times, rest = divmod(round(taken * len(rows)) - before, len(own))
+        extra = sorted(generator.sample(range(len(own)), rest))
+        mixed += own * times + [own[index] for index in extra]
+    return mixed
 
 
 def load_dataset(
-    paths: Iterable[Path],
+    sources: Iterable[Path | Source],
     renderer: ChatRenderer,
     *,
     format: Format | Literal["auto"] = "auto",
     system: str | None = None,
     max_length: int,
+    mask_history: bool = False,
+    thinking: bool | None = None,
+    weights: Sequence[float] = (),
+    max_samples: int | None = None,
+    seed: int = 0,
 ) -> Dataset:
     """Read, check and render all files. Raises Invalid or NotFound for a file that cannot be read at all, and for
     preference data; whether the rest is good enough is `Report.refuse`'s to say."""
-    files = [read_data(path, format) for path in paths]
-    bad = [row for file in files for row in file.bad]
-    examples = list(_trainable(files, bad, renderer))
-    if system is not None:
-        examples = [row.with_system(system) if isinstance(row, Example) else row for row in examples]
-    rows: list[TrainingRow] = []
-    too_long: list[BadRow] = []
-    shortened = 0
-    ends = 0
-    for example in examples:
-        if isinstance(example, Document):
-            rows += _render_document(example, renderer, max_length)
-            continue
-        try:
-            row = render(example, renderer)
-        except Invalid as error:
-            bad.append(BadRow(example.place, "", error.message))
-            continue
-        ends += _learns_to_stop(row, renderer.stop_token_ids)
-        fitting = fit(row, max_length, renderer.stop_token_ids)
-        if fitting is None:
-            reason = f"{len(row.input_ids)} tokens, and its first answer ends beyond max-length {max_length}"
-            too_long.append(BadRow(example.place, "", reason))
-            continue
-        shortened += fitting is not row
-        rows.append(fitting)
-    conversations = [row for row in examples if isinstance(row, Example)]
-    report = Report(
-        formats={str(file.path): file.format for file in files},
-        good=len({row.place for row in rows}),
-        bad=bad,
-        duplicates=len(rows) - len({tuple(row.input_ids) for row in rows}),
-        shortened=shortened,
-        too_long=too_long,
+    read = read_sources(sources, format=format, max_samples=max_samples, seed=seed)
+    return render_rows(
+        read,
+        renderer,
+        system=system,
         max_length=max_length,
-        lengths=Lengths.of(rows),
-        end_of_turn_share=ends / len(conversations) if conversations else 1.0,
-        system_prompt=_shared_system(conversations) or system,
-        with_tools=sum(bool(row.tools) for row in conversations),
-        with_reasoning=sum(bool(row.reasoning) for row in conversations),
+        mask_history=mask_history,
+        thinking=thinking,
+        weights=weights,
     )
-    return Dataset(rows, report)
+
+
+def read_sources(
+    sources: Iterable[Path | Source],
+    *,
+    format: Format | Literal["auto"] = "auto",
+    max_samples: int | None = None,
+    seed: int = 0,
+) -> ReadRows:
+    """All rows of all files. `max_samples` takes the first rows of each data set, after its own `num_samples` were
+    drawn by `seed`."""
+    rows: list[tuple[int, Row]] = []
+    bad: list[BadRow] = []
+    formats: dict[str, Format] = {}
+    for number, source in enumerate(sources):
+        if not isinstance(source, Source):
+            source = Source((source,), format)
+        own: list[Row] = []
+        limit = None if source.num_samples else max_samples
+        for path in source.paths:
+            file = read_data(path, source.format, mapping=source.mapping, limit=limit)
+            own += file.rows
+            bad += file.bad
+            formats[str(path)] = file.format
+        if source.num_samples and own:
+            own = _drawn(own, source.num_samples, random.Random(f"{seed} {number}"))
+        rows += [(number, row) for row in own[:max_samples]]
+    return ReadRows(rows, bad, formats)
+
+
+def _drawn(rows: list[Row], count: int, generator: random.Random) -> list[Row]:
+    """`count` of the rows in their order; some of them again where there are fewer."""
+    times, rest = divmod(count, len(rows))
+    return rows * times + [rows[index] for index in sorted(generator.sample(range(len(rows)), rest))]
+
+
+def render_rows(
+    read: ReadRows,
+    renderer: ChatRenderer,
+    *,
+    system: str | None = None,
+    max_length: int,
+    mask_history: bool = False,
+    thinking: bool | None = None,
+    weights: Sequence[float] = (),
+) -> Dataset:
+    """Rows as tokens. `thinking` None learns thoughts where rows and template have them. Raises Invalid for preference
+    data, and for thoughts that are asked for where the template has no place for them."""
+    can_think = renderer.reasoning_marks is not None
+    if thinking and not can_think:
+        raise Invalid("thinking: the base's chat template has no place for thoughts; leave it out", param="thinking")
+    work = _Rendering(renderer, max_length, learns_thoughts=can_think and thinking is not False)
+    for source, row in read.rows:
+        match row:
+            case PreferencePair():
+                raise Invalid(
+                    f"{row.place}: answers to choose between, not to repeat; train on them with --objective dpo, orpo "
+                    "or kto, or give a file of questions and answers",
+                    param="data",
+                )
+            case Document():
+                work.document(source, row)
+            case Example():
+                example = row.with_system(system) if system is not None else row
+                work.conversation(source, example.with_last_answer() if mask_history else example)
+    report = Report(
+        formats=read.formats,
+        good=work.good,
+        bad=[*read.bad, *work.bad],
+        duplicates=len(work.whole) - len(set(work.whole)),
+        shortened=work.shortened,
+        too_long=work.too_long,
+        max_length=max_length,
+        lengths=Lengths.of((len(row.input_ids), row.learned_tokens) for row in work.rows),
+        unending=work.unending,
+        conversations=work.conversations,
+        system_prompt=_shared_system(row for _, row in read.rows if isinstance(row, Example)) or system,
+        with_tools=work.with_tools,
+        with_reasoning=work.with_reasoning,
+        reasoning_left_out=work.reasoning_left_out,
+    )
+    return Dataset(work.rows, report, tuple(weights))
+
+
+class _Rendering:
+    """Rows as they are rendered, and what is noticed about them."""
+
+    def __init__(self, renderer: ChatRenderer, max_length: int, *, learns_thoughts: bool):
+        self.renderer = renderer
+        self.max_length = max_length
+        self.learns_thoughts = learns_thoughts
+        self.rows: list[TrainingRow] = []
+        self.whole: list[tuple[int, ...]] = []  # each conversation or document once, also if it takes several rows
+        self.good = 0  # rows of the files
+        self.bad: list[BadRow] = []
+        self.shortened: list[BadRow] = []
+        self.too_long: list[BadRow] = []
+        self.unending: list[BadRow] = []
+        self.conversations = 0
+        self.with_tools = 0
+        self.with_reasoning = 0
+        self.reasoning_left_out = 0
+
+    def conversation(self, source: int, example: Example) -> None:
+        if reason := unusable(example.messages, example.uses_tools, self.renderer):
+            self.bad.append(BadRow(example.place, "", reason))
+            return
+        thinks = example.has_reasoning and self.learns_thoughts
+        try:
+            rows = render(example, self.renderer, thinking=thinks, source=source)
+        except Invalid as error:
+            self.bad.append(BadRow(example.place, "", error.message))
+            return
+        stops = self.renderer.stop_token_ids
+        fitting = [(row, fit(row, self.max_length, stops)) for row in rows]
+        kept = [short for _, short in fitting if short]
+        longest = max(len(row.input_ids) for row in rows)
+        if not kept:
+            reason = f"{longest} tokens, and its first answer ends beyond max-length {self.max_length}"
+            self.too_long.append(BadRow(example.place, "", reason))
+            return
+        if any(row is not short for row, short in fitting):
+            reason = f"{longest} tokens; the turns beyond max-length {self.max_length} are left out"
+            self.shortened.append(BadRow(example.place, "", reason))
+        if not all(_learns_to_stop(row, stops) for row in kept):
+            self.unending.append(BadRow(example.place, "", "an answer ends without a learned end of turn"))
+        self.rows += kept
+        self.whole.append(tuple(kept[-1].input_ids))
+        self.good += 1
+        self.conversations += 1
+        self.with_tools += example.uses_tools
+        self.with_reasoning += thinks
+        self.reasoning_left_out += example.has_reasoning and not thinks
+
+    def document(self, source: int, document: Document) -> None:
+        """A document and its end of text, cut into rows of max_length. Short ones share rows when they are packed,
+        without reading each other."""
+        if found := control_token([document.text], self.renderer):
+            self.bad.append(BadRow(document.place, "", found))
+            return
+        ids = self._tokens(document.text)
+        self.good += 1
+        self.whole.append(tuple(ids))
+        for start in range(0, len(ids), self.max_length):
+            part = ids[start : start + self.max_length]
+            if len(part) > 1:  # one token alone has nothing to be predicted from
+                self.rows.append(TrainingRow(part, part, document.place, source))
+
+    def _tokens(self, text: str) -> list[int]:
+        tokenizer = self.renderer.tokenizer
+        known = tokenizer.get_added_vocab()
+        end = known.get(_END_OF_TEXT, tokenizer.eos_token_id)
+        return self.renderer.encode(text) + ([end] if end is not None else [])
 
 
 def data_sha256(paths: Iterable[Path]) -> str:
@@ -221,10 +296,23 @@ def data_sha256(paths: Iterable[Path]) -> str:
     return digest.hexdigest()
 
 
-def render(example: Example, renderer: ChatRenderer) -> TrainingRow:
-    rendered = renderer.example(example.messages, example.learn)
-    labels = [token if learned else NOT_LEARNED for token, learned in zip(rendered.ids, rendered.learned, strict=True)]
-    return TrainingRow(rendered.ids, labels, example.place)
+def render(example: Example, renderer: ChatRenderer, *, thinking: bool = False, source: int = 0) -> list[TrainingRow]:
+    """The conversation as rows: one, unless the base's template rewrites earlier turns. Without `thinking` its thoughts
+    are left out."""
+    messages = example.messages if thinking else tuple(map(without_thoughts, example.messages))
+    rendered = renderer.examples(messages, example.learn, tools=example.tools, thinking=thinking)
+    return [TrainingRow(row.ids, _labels(row), example.place, source) for row in rendered]
+
+
+def _labels(row: RenderedExample) -> list[int]:
+    return [token if learned else NOT_LEARNED for token, learned in zip(row.ids, row.learned, strict=True)]
+
+
+def without_thoughts(message: Message) -> Message:
+    if "reasoning_content" not in message:
+        return message
+    bare: Any = {key: value for key, value in message.items() if key != "reasoning_content"}
+    return bare  # type: ignore[no-any-return]
 
 
 def fit(row: TrainingRow, max_length: int, stop_token_ids: frozenset[int]) -> TrainingRow | None:
@@ -234,39 +322,28 @@ def fit(row: TrainingRow, max_length: int, stop_token_ids: frozenset[int]) -> Tr
         return row
     for end in range(max_length, 0, -1):
         if row.labels[end - 1] in stop_token_ids:
-            return TrainingRow(row.input_ids[:end], row.labels[:end], row.place)
+            return replace(row, input_ids=row.input_ids[:end], labels=row.labels[:end])
     return None
 
 
-def _render_document(document: Document, renderer: ChatRenderer, max_length: int) -> Iterator[TrainingRow]:
-    ids = renderer.encode(document.text)
-    if renderer.stop_token_ids:
-        ids.append(renderer.tokenizer.eos_token_id)
-    for start in range(0, len(ids), max_length):
-        part = ids[start : start + max_length]
-        if len(part) > 1:  # one token alone has nothing to be predicted from
-            yield TrainingRow(part, part, document.place)
+def unusable(messages: Sequence[Message], uses_tools: bool, renderer: ChatRenderer) -> str:
+    """Why the base cannot be trained on these messages; "" when it can."""
+    if uses_tools and not renderer.has_tools:
+        return (
+            "uses tools, and the base's chat template has no place for them; train a base whose template has, "
+            "or leave such rows out"
+        )
+    # What others say is disarmed by the renderer, here as in serving; the model's own words are not.
+    own = [message for message in messages if message["role"] == "assistant"]
+    texts = [text for message in own for text in (message["content"], message.get("reasoning_content", ""))]
+    return control_token(texts, renderer)
 
 
-def _trainable(files: Iterable[DataFile], bad: list[BadRow], renderer: ChatRenderer) -> Iterator[Example | Document]:
-    special = re.compile("|".join(re.escape(token) for token in _special_tokens(renderer)) or r"(?!)")
-    for file in files:
-        for row in file.rows:
-            if isinstance(row, PreferencePair):
-                raise Invalid(
-                    f"{file.path}: {file.format} rows are preferences; train on them with --objective "
-                    f"{'kto' if file.format == 'kto' else 'dpo (or orpo, or kto)'}",
-                    param="objective",
-                )
-            texts = [row.text] if isinstance(row, Document) else [message["content"] for message in row.messages]
-            if found := next((match for text in texts if (match := special.search(text))), None):
-                bad.append(BadRow(row.place, "", f"contains {found[0]}, which the base reads as a control token"))
-            else:
-                yield row
-
-
-def _special_tokens(renderer: ChatRenderer) -> list[str]:
-    return [str(token) for token in renderer.tokenizer.all_special_tokens]
+def control_token(texts: Iterable[str], renderer: ChatRenderer) -> str:
+    """Says which control token of the base is spelled out in one of the texts; "" when none is."""
+    pattern = re.compile("|".join(re.escape(str(token)) for token in renderer.tokenizer.all_special_tokens) or r"(?!)")
+    found = next((match for text in texts if (match := pattern.search(text))), None)
+    return f"contains {found[0]}, which the base reads as a control token" if found else ""
 
 
 def _learns_to_stop(row: TrainingRow, stop_token_ids: frozenset[int]) -> bool:
@@ -276,7 +353,10 @@ def _learns_to_stop(row: TrainingRow, stop_token_ids: frozenset[int]) -> bool:
     return bool(lasts) and all(label in stop_token_ids for label in lasts)
 
 
-def _shared_system(conversations: Sequence[Example]) -> str | None:
+def _shared_system(conversations: Iterable[Example]) -> str | None:
     """The system message, when all conversations have one and the same."""
-    systems = {row.messages[0]["content"] if row.messages[0]["role"] == "system" else None for row in conversations}
-    return systems.pop() if len(systems) == 1 else None
+    systems: Iterator[str | None] = (
+        row.messages[0]["content"] if row.messages[0]["role"] == "system" else None for row in conversations
+    )
+    distinct = set(systems)
+    return distinct.pop() if len(distinct) == 1 else None

@@ -144,9 +144,7 @@ def _json_objects(path: Path, text: str) -> Iterator[tuple[Place, Object] | BadR
     if scan.peek() != "[":
         value = scan.value()
         if not scan.peek():
-            if isinstance(value, Mapping) and not any(
-                isinstance(inner, Mapping) and "file_name" in inner for inner in value.values()
-            ):
+            if isinstance(value, Mapping) and not all(isinstance(inner, Mapping) for inner in value.values()):
                 raise scan.wrong("one object where an array of rows is wanted; put it in [ ]", at=0)
             yield _object(Place(str(path), 1), value)
             return
@@ -244,7 +242,17 @@ def _csv_objects(path: Path, text: str, delimiter: str) -> Iterator[tuple[Place,
 
 
 # Columns whose cells hold JSON, for want of another way into a table. Any other cell is the text it is.
-_JSON_COLUMNS = {"history", "messages", "conversations", "conversation", "chosen", "rejected", "label", "kto_tag"}
+_JSON_COLUMNS = {
+    "history",
+    "messages",
+    "conversations",
+    "conversation",
+    "chosen",
+    "rejected",
+    "label",
+    "kto_tag",
+    "tools",
+}
 
 
 def _cell(name: str, cell: str) -> Any:

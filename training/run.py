@@ -5,7 +5,6 @@ the store, cancelled with a checkpoint to go on from, or failed with a message t
 
 import json
 import math
-import random
 import shutil
 import signal
 import threading
@@ -13,22 +12,24 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any
 
 import torch
 
-from adapters.base_model import BaseModel, load_base, locate_base
-from adapters.errors import BianlianError, Conflict, Invalid
+from adapters.base_model import BaseModel, load_base
+from adapters.errors import BianlianError, Conflict
 from adapters.manifest import AdapterManifest, AdapterVersion, TrainingRecord, check_name
 from adapters.renderer import ChatRenderer
 from adapters.settings import Device
 from adapters.store import AdapterStore
 from training.bases import check_base_name, publish_base
 from training.combinations import check_combinations
-from training.config import PREFERENCES, Plan, TrainConfig, max_length_for, plan_for
-from training.dataset import Dataset, Report, TrainingRow, data_sha256, load_dataset
+from training.config import Plan, TrainConfig, max_length_for, plan_for
+from training.dataset import TrainingRow
 from training.journal import Journal, Metric, RunConfig, Status
-from training.preferences import PreferenceDataset, PreferenceRow, load_preferences
+from training.report import Report
+from training.run_data import Rows, RunData, check_data, hash_of
+from training.sources import absolute
 from training.trainer import (
     Cancelled,
     Evaluation,
@@ -47,8 +48,6 @@ from training.trainer import (
 from training.trainer.adapter import compute_dtype
 
 PLAN_FILE = "plan.json"
-
-Rows = list[TrainingRow] | list[PreferenceRow]
 
 
 @dataclass(frozen=True)
@@ -97,14 +96,14 @@ def start_run(config: TrainConfig, root: Path, *, device: Device = "auto", watch
     check_combinations(config)
     if config.method == "full":
         check_base_name(root, config.name)
-    config = config.model_copy(update={name: _resolved(getattr(config, name)) for name in _FILES})
+    config = absolute(config)
     watcher.on_stage("reading data")
     dataset = check_data(config)
     watcher.on_stage("loading base")
     base = _load(config, device)
     journal = Journal.create(
         root / "runs",
-        RunConfig(train=config, data_sha256=data_sha256(_files(config)), base_fingerprint=base.fingerprint),
+        RunConfig(train=config, data_sha256=hash_of(config), base_fingerprint=base.fingerprint),
     )
     return _Run(journal, base, dataset, root, watcher).execute()
 
@@ -119,112 +118,13 @@ def resume_run(job_id: str, root: Path, *, device: Device = "auto", watcher: Wat
     config = asked.train
     watcher.on_stage("reading data")
     dataset = check_data(config)
-    if data_sha256(_files(config)) != asked.data_sha256:
+    if hash_of(config) != asked.data_sha256:
         raise Conflict(f"the data of run {job_id} has changed since it began; start a new run", param="resume")
     watcher.on_stage("loading base")
     base = _load(config, device)
     if base.fingerprint != asked.base_fingerprint:
         raise Conflict(f"base '{config.base}' is not the one run {job_id} began with; start a new run", param="resume")
     return _Run(journal, base, dataset, root, watcher).execute()
-
-
-_FILES = ("data", "validation_data", "replay_data")
-
-
-def _resolved(paths: tuple[Path, ...]) -> tuple[Path, ...]:
-    return tuple(path.resolve() for path in paths)
-
-
-def _files(config: TrainConfig) -> list[Path]:
-    """Everything the run reads rows from."""
-    return [path for name in _FILES for path in getattr(config, name)]
-
-
-@dataclass(frozen=True)
-class Data:
-    """What a run learns from, what it is measured on, and what is mixed in."""
-
-    main: Dataset | PreferenceDataset
-    validation: Dataset | PreferenceDataset | None  # None: split from the main
-    replay: Dataset | None
-
-    @property
-    def report(self) -> Report:
-        return self.main.report
-
-    def parts(self, config: TrainConfig) -> tuple[Rows, Rows]:
-        """(training, validation) rows. Replayed rows are among the first only."""
-        if self.validation is not None:
-            training, validation = self.main.rows, self.validation.rows
-        else:
-            training, validation = self.main.split(config.val_split, config.seed)
-        if self.replay is None:
-            return training, validation
-        plain = [row for row in training if isinstance(row, TrainingRow)]
-        return [*plain, *_replayed(self.replay.rows, len(plain), config)], validation
-
-
-def _replayed(rows: list[TrainingRow], beside: int, config: TrainConfig) -> list[TrainingRow]:
-    """As many of `rows`, drawn by the seed, as make up `replay_share` of all training rows; at most all of them."""
-    wanted = round(beside * config.replay_share / (1 - config.replay_share))
-    return random.Random(config.seed).sample(rows, min(len(rows), max(1, wanted)))
-
-
-def check_data(config: TrainConfig) -> Data:
-    """The data of `config`, rendered for its base. Raises Invalid when a run would refuse it."""
-    main = read_dataset(config)
-    validation = read_dataset(config, config.validation_data) if config.validation_data else None
-    replay: Dataset | None = None
-    if config.replay_data:
-        # Said in their own words: the system prompt of the new rows is not put before them.
-        asked = config.model_copy(update={"objective": "sft", "format": "auto", "system": None})
-        replay = cast(Dataset, read_dataset(asked, config.replay_data))
-    for dataset in (main, validation, replay):
-        if dataset is not None:
-            dataset.report.refuse(strict=config.strict)
-    if config.val_split and validation is None and _distinct(main) < 2:
-        raise Invalid("one row cannot be split; add rows, or give --val-split 0", param="val_split")
-    return Data(main, validation, replay)
-
-
-def _distinct(dataset: Dataset | PreferenceDataset) -> int:
-    if isinstance(dataset, PreferenceDataset):
-        return len({tuple(row.prompt_ids) for row in dataset.rows})
-    return len({tuple(row.input_ids) for row in dataset.rows})
-
-
-def read_dataset(config: TrainConfig, paths: tuple[Path, ...] | None = None) -> Dataset | PreferenceDataset:
-    """The data of `config` (or `paths` in its place), good or bad, rendered for its base, whose weights are not
-    loaded."""
-    from transformers import AutoConfig, AutoTokenizer, GenerationConfig
-
-    directory = locate_base(config.base)
-    model_config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
-    tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
-    try:
-        configured = GenerationConfig.from_pretrained(directory).eos_token_id
-    except OSError:  # no generation_config.json: transformers takes the model's
-        configured = model_config.get_text_config().eos_token_id
-    ids = configured if isinstance(configured, list) else [configured]
-    stops = frozenset(i for i in [*ids, tokenizer.eos_token_id] if i is not None)
-    renderer = ChatRenderer(tokenizer, stops)
-    paths = config.data if paths is None else paths
-    max_length = max_length_for(config, model_config.get_text_config().max_position_embeddings)
-    if config.objective in PREFERENCES:
-        objective: Literal["dpo", "kto", "orpo"] = config.objective  # type: ignore[assignment]
-        return load_preferences(
-            paths, renderer, objective=objective, format=config.format, system=config.system, max_length=max_length
-        )
-    dataset = load_dataset(paths, renderer, format=config.format, system=config.system, max_length=max_length)
-    if config.objective == "pretrain":
-        for path, format in dataset.report.formats.items():
-            if format != "text":
-                raise Invalid(
-                    f"{path}: objective pretrain learns from plain text, and these are {format} rows; use --objective "
-                    "sft, or a file of texts",
-                    param="objective",
-                )
-    return dataset
 
 
 def _load(config: TrainConfig, device: Device) -> BaseModel:
@@ -239,7 +139,7 @@ def _load(config: TrainConfig, device: Device) -> BaseModel:
 
 
 class _Run:
-    def __init__(self, journal: Journal, base: BaseModel, data: Data, root: Path, watcher: Watcher):
+    def __init__(self, journal: Journal, base: BaseModel, data: RunData, root: Path, watcher: Watcher):
         self.journal = journal
         self.base = base
         self.data = data
@@ -424,6 +324,7 @@ class _Run:
             base_fingerprint=self.base.fingerprint,
             template_hash=renderer.template_hash,
             system_prompt=self.data.report.system_prompt,
+            thinking=self.data.report.thinking,
             card=self.config.card,
             training=record,
         )

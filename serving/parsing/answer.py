@@ -6,11 +6,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from adapters.errors import Invalid
+from adapters.reasoning import ReasoningMarks
 from serving.engine.grammar import Grammar
-from serving.parsing.answer_format import AnswerFormat, thinks_already
+from serving.parsing.answer_format import AnswerFormat
 from serving.parsing.calls import CallFormat, CallReader, Spell
 from serving.parsing.pieces import Pieces, Reader
-from serving.parsing.reasoning import ReasoningMarks, ReasoningReader
+from serving.parsing.reasoning import ReasoningReader
 from serving.parsing.tools import Tools
 
 _AFTER_THOUGHTS = "after_thoughts: /\\n{0,2}/\n"
@@ -77,7 +78,7 @@ def plan_answer(
     marks = form.reasoning if thinks else None
     plan = AnswerPlan(
         marks=marks,
-        inside=marks is not None and thinks_already(prompt, marks),
+        inside=marks is not None and marks.inside(prompt),
         calls=form.calls if tools else None,
         tools=tools,
     )

@@ -3,15 +3,14 @@
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from adapters.errors import Invalid
+from adapters.reasoning import ReasoningMarks, marks_in
 from adapters.renderer import ChatRenderer, Message
 from serving.parsing.calls import CallFormat
 from serving.parsing.hermes import Hermes
 from serving.parsing.llama import Llama
 from serving.parsing.mistral import MistralList, MistralNamed
-from serving.parsing.reasoning import KNOWN_MARKS, ReasoningMarks
 from serving.parsing.tagged import GLM, QWEN_CODER, Tagged
 from serving.parsing.tools import Function
 
@@ -62,13 +61,8 @@ def answer_format(renderer: ChatRenderer) -> AnswerFormat:
     if not renderer.tokenizer.chat_template:
         return AnswerFormat(None, "the model has no chat template", None, False)
     calls, reason = _call_format(renderer)
-    reasoning = _reasoning(renderer)
+    reasoning = marks_in(renderer.tokenizer.chat_template)
     return AnswerFormat(calls, reason, reasoning, reasoning is not None and _switchable(renderer))
-
-
-def thinks_already(prompt: str, marks: ReasoningMarks) -> bool:
-    """Whether the prompt itself ends inside the thoughts of the turn to come."""
-    return prompt.rstrip().endswith(marks.opening)
 
 
 def _call_format(renderer: ChatRenderer) -> tuple[CallFormat | None, str]:
@@ -112,19 +106,10 @@ def _reads(form: CallFormat, turn: str) -> bool:
     )
 
 
-def _reasoning(renderer: ChatRenderer) -> ReasoningMarks | None:
-    source = _source(renderer.tokenizer.chat_template)
-    return next((marks for marks in KNOWN_MARKS if marks.closing in source), None)
-
-
 def _switchable(renderer: ChatRenderer) -> bool:
     question: list[Message] = [{"role": "user", "content": _QUESTION}]
     on = _attempt(lambda: renderer.prompt_text(question, thinking=True))
     return on != _attempt(lambda: renderer.prompt_text(question, thinking=False))
-
-
-def _source(template: Any) -> str:
-    return "\n".join(map(str, template.values())) if isinstance(template, dict) else str(template)
 
 
 def _attempt(render: Callable[[], str]) -> str | None:

@@ -2,24 +2,10 @@
 
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Literal
 
+from adapters.reasoning import ReasoningMarks
 from serving.parsing.pieces import Pieces, Reader, cut_at
-
-
-@dataclass(frozen=True)
-class ReasoningMarks:
-    opening: str
-    closing: str
-
-
-KNOWN_MARKS = (
-    ReasoningMarks("<think>", "</think>"),
-    ReasoningMarks("[THINK]", "[/THINK]"),
-    ReasoningMarks("<seed:think>", "</seed:think>"),
-    ReasoningMarks("<|START_THINKING|>", "<|END_THINKING|>"),
-)
 
 
 class ReasoningReader(Reader):

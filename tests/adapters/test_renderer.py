@@ -5,6 +5,7 @@ from transformers import AddedToken, AutoTokenizer
 
 from adapters.errors import Invalid
 from adapters.renderer import ChatRenderer, Message
+from tests import templates, tiny
 from tests.tiny import TOKENIZER
 
 TALK: list[Message] = [
@@ -49,6 +50,63 @@ def test_a_template_that_rewrites_earlier_turns_is_refused(renderer: ChatRendere
     )
     with pytest.raises(Invalid, match="rewrites earlier turns"):
         renderer.example(TALK)
+    first, last = renderer.examples(TALK)  # a row each, behind what is served
+    assert last.ids[: sum(not said for said in last.learned)] == renderer.prompt_ids(TALK[:4])
+    assert renderer.tokenizer.decode(first.ids).endswith("俺老孙来也！<|im_end|>")
+
+
+@pytest.mark.parametrize("template", [templates.SWITCHED, templates.BEGUN], ids=["switched", "begun"])
+@pytest.mark.parametrize("thinking", [True, False])
+def test_thoughts_are_learned_after_the_prompt_that_is_served(template: str, thinking: bool) -> None:
+    """Templates that drop earlier thoughts make a row of each reply, every one behind its own served prompt."""
+    tokenizer = tiny.tokenizer_with(template)
+    renderer = ChatRenderer(tokenizer, frozenset([tokenizer.eos_token_id]))
+    talk = [dict(message) for message in TALK]
+    if thinking:
+        talk[2]["reasoning_content"], talk[4]["reasoning_content"] = "先想一想。", "Politely."
+    rows = renderer.examples(talk, thinking=thinking)  # type: ignore[arg-type]
+    said = []
+    for row, index in zip(rows, (2, 4), strict=True):
+        prompt = renderer.prompt_ids(talk[:index], thinking=thinking)  # type: ignore[arg-type]
+        assert row.ids[: len(prompt)] == prompt
+        assert row.learned == [False] * len(prompt) + [True] * (len(row.ids) - len(prompt))
+        said.append(tokenizer.decode(row.ids[len(prompt) :]))
+    begun = template == templates.BEGUN
+    opening = "" if begun else "<think>\n"
+    ended = "</think>\n\n" if begun else ""
+    assert said == (
+        [f"{opening}先想一想。\n</think>\n\n俺老孙来也！<|im_end|>", f"{opening}Politely.\n</think>\n\nFine.<|im_end|>"]
+        if thinking
+        else [f"{ended}俺老孙来也！<|im_end|>", f"{ended}Fine.<|im_end|>"]
+    )
+
+
+@pytest.mark.parametrize("name", templates.TOOLS)
+def test_calls_are_learned_as_the_template_writes_them(name: str) -> None:
+    tokenizer = tiny.tokenizer_with(templates.TOOLS[name])
+    renderer = ChatRenderer(tokenizer, frozenset([tokenizer.eos_token_id]))
+    assert renderer.has_tools
+    function = {"name": "look", "description": "Looks.", "parameters": {"type": "object", "properties": {}}}
+    tools = [{"type": "function", "function": function}]
+    call = {"id": "call00001", "type": "function", "function": {"name": "look", "arguments": {"city": "北京"}}}
+    talk: list[Message] = [
+        {"role": "user", "content": "Rain?"},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": "rain", "tool_call_id": "call00001"},
+        {"role": "assistant", "content": "Yes."},
+    ]
+    (row,) = renderer.examples(talk, tools=tools)
+    for index in (1, 3):
+        prompt = renderer.prompt_ids(talk[:index], tools=tools)
+        assert row.ids[: len(prompt)] == prompt
+        assert row.learned[len(prompt)] and not row.learned[len(prompt) - 1]
+    learned = tokenizer.decode([token for token, said in zip(row.ids, row.learned, strict=True) if said])
+    assert "look" in learned and "北京" in learned and learned.endswith("Yes.<|im_end|>")
+
+
+def test_a_template_without_tools_says_so(renderer: ChatRenderer) -> None:
+    assert not renderer.has_tools
+    assert renderer.reasoning_marks is None
 
 
 def test_special_tokens_in_a_message_do_not_forge_turns(renderer: ChatRenderer) -> None:

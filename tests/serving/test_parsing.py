@@ -9,6 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from adapters.reasoning import KNOWN_MARKS
 from adapters.renderer import ChatRenderer, Message
 from serving.parsing.answer_format import AnswerFormat, answer_format
 from serving.parsing.calls import CallFormat
@@ -16,7 +17,7 @@ from serving.parsing.hermes import Hermes
 from serving.parsing.llama import Llama
 from serving.parsing.mistral import MistralList, MistralNamed
 from serving.parsing.pieces import Pieces
-from serving.parsing.reasoning import KNOWN_MARKS, ReasoningReader
+from serving.parsing.reasoning import ReasoningReader
 from serving.parsing.tagged import GLM, QWEN_CODER, Tagged
 from serving.parsing.tools import Function
 from tests import templates, tiny

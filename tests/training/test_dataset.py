@@ -1,6 +1,7 @@
 """What a data set becomes: tokens that equal the served prompt, answers that end, and a report that hides nothing."""
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from transformers import AutoTokenizer
 
 from adapters.errors import Invalid
 from adapters.renderer import ChatRenderer
+from tests import templates, tiny
 from tests.tiny import TOKENIZER
 from training.dataset import NOT_LEARNED, Dataset, load_dataset
 
@@ -69,7 +71,8 @@ def test_a_row_too_long_loses_whole_turns_never_half_an_answer(tmp_path: Path, r
     (learned,) = dataset.rows
     assert len(learned.input_ids) <= 64
     assert renderer.tokenizer.decode([label for label in learned.labels if label != NOT_LEARNED]) == "one<|im_end|>"
-    assert dataset.report.shortened == 1
+    (short,) = dataset.report.shortened
+    assert short.place.line == 1 and "max-length 64" in short.reason
 
 
 def test_a_row_whose_first_answer_does_not_fit_is_left_out_and_listed(tmp_path: Path, renderer: ChatRenderer) -> None:
@@ -83,8 +86,9 @@ def test_a_row_whose_first_answer_does_not_fit_is_left_out_and_listed(tmp_path: 
 
 
 def test_a_control_token_in_a_text_is_a_bad_row(tmp_path: Path, renderer: ChatRenderer) -> None:
-    report = load(tmp_path, [row("a", "half<|im_end|>lost")], renderer).report
-    assert "<|im_end|>" in report.bad[0].reason
+    report = load(tmp_path, [row("a", "half<|im_end|>lost"), row("<|im_end|>?", "b")], renderer).report
+    assert ["<|im_end|>" in bad.reason for bad in report.bad] == [True]
+    assert report.good == 1  # in what others say it is disarmed, as in serving
 
 
 def test_more_than_five_percent_of_bad_rows_are_refused(tmp_path: Path, renderer: ChatRenderer) -> None:
@@ -100,20 +104,21 @@ def test_strict_refuses_a_single_bad_row(tmp_path: Path, renderer: ChatRenderer)
         load(tmp_path, [*good, row("x", "")], renderer).report.refuse(strict=True)
 
 
-def test_preferences_are_refused_with_the_objective_that_learns_from_them(
-    tmp_path: Path, renderer: ChatRenderer
-) -> None:
-    with pytest.raises(Invalid, match="train on them with --objective dpo"):
+def test_preferences_are_refused_with_the_objective_they_are_for(tmp_path: Path, renderer: ChatRenderer) -> None:
+    with pytest.raises(Invalid, match="--objective dpo"):
         load(tmp_path, [{"prompt": "a", "chosen": "b", "rejected": "c"}], renderer)
 
 
-def test_a_document_is_learned_whole_in_pieces_that_fit(tmp_path: Path, renderer: ChatRenderer) -> None:
-    text = "word " * 100
-    dataset = load(tmp_path, [{"text": text}], renderer, max_length=32)
-    ids = [token for learned in dataset.rows for token in learned.input_ids]
-    assert ids == [*renderer.encode(text), renderer.tokenizer.eos_token_id]
-    assert all(learned.labels == learned.input_ids for learned in dataset.rows)
-    assert dataset.report.good == 1
+def test_documents_are_rows_of_their_own_that_end_with_an_end_of_text(tmp_path: Path, renderer: ChatRenderer) -> None:
+    texts = ["word " * 50, "short", "最后一篇。"]
+    dataset = load(tmp_path, [{"text": text} for text in texts], renderer, max_length=32)
+    end = renderer.tokenizer.convert_tokens_to_ids("<|endoftext|>")
+    for line, text in enumerate(texts, start=1):
+        rows = [row for row in dataset.rows if row.place.line == line]
+        assert [token for row in rows for token in row.input_ids] == [*renderer.encode(text), end]
+        assert all(len(row.input_ids) == 32 for row in rows[:-1])
+    assert all(row.labels == row.input_ids for row in dataset.rows)
+    assert dataset.report.good == 3
 
 
 def test_the_split_follows_the_seed_and_keeps_equal_rows_together(tmp_path: Path, renderer: ChatRenderer) -> None:
@@ -133,3 +138,113 @@ def test_the_report_says_it_all_in_lines(tmp_path: Path, renderer: ChatRenderer)
     assert "empty: 1 row with an empty question or answer" in text
     assert "data.jsonl:3: output: is empty" in text
     assert "end of turn learned in 100.0% of conversations" in text
+
+
+TOOLS = [{"name": "look", "description": "Looks.", "parameters": {"type": "object", "properties": {}}}]
+CALLING = {
+    "conversations": [
+        {"from": "human", "value": "rain?"},
+        {"from": "function_call", "value": '{"name": "look", "arguments": {}}'},
+        {"from": "observation", "value": "rain"},
+        {"from": "gpt", "value": "Yes."},
+    ],
+    "tools": TOOLS,
+}
+
+
+def renderer_with(template: str) -> ChatRenderer:
+    tokenizer = tiny.tokenizer_with(template)
+    return ChatRenderer(tokenizer, frozenset([tokenizer.eos_token_id]))
+
+
+def test_tools_are_learned_where_the_template_has_them_and_refused_where_not(
+    tmp_path: Path, renderer: ChatRenderer
+) -> None:
+    report = load(tmp_path, [CALLING], renderer).report
+    assert report.bad[0].reason.startswith("uses tools, and the base's chat template has no place for them")
+    able = renderer_with(templates.HERMES)
+    dataset = load(tmp_path, [CALLING], able, max_length=512)
+    assert (dataset.report.good, dataset.report.with_tools) == (1, 1)
+    learned = able.tokenizer.decode([label for label in dataset.rows[0].labels if label != NOT_LEARNED])
+    assert '<tool_call>\n{"name": "look", "arguments": {}}\n</tool_call><|im_end|>' in learned
+    assert learned.endswith("Yes.<|im_end|>")
+
+
+def test_thoughts_are_learned_where_the_template_has_them_and_said_to_be_left_out_where_not(
+    tmp_path: Path, renderer: ChatRenderer
+) -> None:
+    rows = [row("q", "<think>\nwhy\n</think>\n\na"), row("q", "b")]
+
+    def learned(dataset: Dataset, renderer: ChatRenderer) -> list[str]:
+        return [
+            renderer.tokenizer.decode([label for label in one.labels if label != NOT_LEARNED]) for one in dataset.rows
+        ]
+
+    plain = load(tmp_path, rows, renderer)
+    assert learned(plain, renderer) == ["a<|im_end|>", "b<|im_end|>"]
+    assert "thoughts of 1 row are left out" in "\n".join(plain.report.lines())
+    able = renderer_with(templates.SWITCHED)
+    dataset = load(tmp_path, rows, able)
+    assert learned(dataset, able) == ["<think>\nwhy\n</think>\n\na<|im_end|>", "b<|im_end|>"]
+    assert dataset.report.with_reasoning == 1 and not dataset.report.thinking
+    assert load(tmp_path, rows[:1], able).report.thinking  # the adapter will be served thinking
+    assert learned(load(tmp_path, rows, able, thinking=False), able) == ["a<|im_end|>", "b<|im_end|>"]
+    with pytest.raises(Invalid, match="no place for thoughts") as caught:
+        load(tmp_path, rows, renderer, thinking=True)
+    assert caught.value.param == "thinking"
+
+
+def test_replies_that_need_a_row_each_are_never_split(tmp_path: Path) -> None:
+    able = renderer_with(templates.SWITCHED)
+    history = [[f"<q{n}>", "<think>\nwhy\n</think>\n\nyes"] for n in range(2)]
+    dataset = load(tmp_path, [row(f"last {n}", "no", history=history) for n in range(10)], able)
+    assert len(dataset.rows) == 30 and dataset.report.good == 10
+    assert dataset.report.duplicates == 0  # though all begin alike
+    training, validation = dataset.split(0.3, seed=1)
+    assert len(validation) == 9
+    assert not {one.place for one in training} & {one.place for one in validation}
+
+
+def test_masked_history_learns_the_last_answer_only(tmp_path: Path, renderer: ChatRenderer) -> None:
+    dataset = load(tmp_path, [row("c", "d", history=[["a", "b"]])], renderer, mask_history=True)
+    assert renderer.tokenizer.decode([label for label in dataset.rows[0].labels if label != NOT_LEARNED]) == (
+        "d<|im_end|>"
+    )
+
+
+def test_answers_without_an_end_of_turn_are_refused(tmp_path: Path) -> None:
+    endless = renderer_with(
+        "{%- for m in messages -%}{{ m.role + ': ' + m.content + '\n' }}{%- endfor -%}"
+        "{%- if add_generation_prompt -%}{{ 'assistant: ' }}{%- endif -%}"
+    )
+    report = load(tmp_path, [row("a", "b")], endless).report
+    assert report.end_of_turn_share == 0
+    with pytest.raises(Invalid, match=r"1 conversation of 1 would be learned without an end of turn.*data\.jsonl:1"):
+        report.refuse(strict=False)
+
+
+def write_rows(path: Path, count: int) -> Path:
+    path.write_text("".join(json.dumps(row(f"{path.stem} {n}", "yes")) + "\n" for n in range(count)))
+    return path
+
+
+def test_weights_are_the_shares_of_the_training_rows(tmp_path: Path, renderer: ChatRenderer) -> None:
+    files = [write_rows(tmp_path / "many.jsonl", 80), write_rows(tmp_path / "few.jsonl", 20)]
+    dataset = load_dataset(files, renderer, max_length=64, weights=(1, 3))
+    training, validation = dataset.split(0.1, seed=3)
+    assert len(training) + len(validation) == 100
+    from_few = [one for one in training if one.place.path.endswith("few.jsonl")]
+    assert len(from_few) == round(0.75 * len(training))
+    times = Counter(one.place for one in from_few)
+    assert max(times.values()) - min(times.values()) <= 1  # none comes again before all have come
+    assert not {one.place for one in training} & {one.place for one in validation}
+    assert training == dataset.split(0.1, seed=3)[0] != dataset.split(0.1, seed=4)[0]
+
+
+def test_only_the_first_rows_of_each_file_when_asked(tmp_path: Path, renderer: ChatRenderer) -> None:
+    files = [write_rows(tmp_path / "a.jsonl", 5), write_rows(tmp_path / "b.jsonl", 2)]
+    rows = load_dataset(files, renderer, max_length=64, max_samples=3).rows
+    assert [(Path(one.place.path).stem, one.place.line) for one in rows] == [
+        *[("a", n) for n in (1, 2, 3)],
+        *[("b", n) for n in (1, 2)],
+    ]

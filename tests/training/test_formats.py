@@ -77,7 +77,7 @@ def read_one(directory: Path, row: Any) -> tuple[str, Any]:
         ("query-response", {"problem": "1+1", "solution": "2"}, [user("1+1"), assistant("2")]),
         ("query-response", {"question": "Hi", "answer": "Ho"}, [user("Hi"), assistant("Ho")]),
         ("query-response", {"input": "Hi", "target": "Ho"}, [user("Hi"), assistant("Ho")]),
-        ("qa", {"Question": "Hi", "Response": "Ho", "Complex_CoT": "Hm"}, [user("Hi"), assistant("Ho")]),
+        ("qa", {"Question": "Hi", "Response": "Ho"}, [user("Hi"), assistant("Ho")]),
     ],
 )
 def test_a_row_is_told_by_its_fields_and_becomes_messages(
@@ -97,7 +97,7 @@ def test_a_row_is_told_by_its_fields_and_becomes_messages(
         {"instruction": "q", "input": "", "chosen": "good", "rejected": "bad"},
         {"prompt": "q", "chosen": "good", "rejected": "bad"},
         {"prompt": "q", "chosen": [user("q"), assistant("good")], "rejected": [user("q"), assistant("bad")]},
-        {"input": {"messages": [user("q")]}, "preferred_output": [assistant("good")]}
+        {"input": {"messages": [user("q")], "tools": []}, "preferred_output": [assistant("good")]}
         | {"non_preferred_output": [assistant("bad")]},
         {"chosen_messages": [user("q"), assistant("good")], "rejected_messages": [user("q"), assistant("bad")]},
     ],
@@ -119,6 +119,16 @@ def test_kto_rows_have_one_side(tmp_path: Path) -> None:
     ]
 
 
+def test_a_kto_row_of_instruction_and_input_keeps_both(tmp_path: Path) -> None:
+    _, pair = read_one(tmp_path, {"instruction": "Add", "input": "1 2", "output": "3", "kto_tag": True})
+    assert (list(pair.prompt), pair.chosen) == ([user("Add\n1 2")], "3")
+
+
+def test_a_row_that_shows_more_than_text_is_bad(tmp_path: Path) -> None:
+    (bad,) = read_data(write(tmp_path, [{"messages": [user("<image>?"), assistant("b")], "images": ["a.png"]}])).bad
+    assert (bad.field, bad.reason) == ("images", "the row shows more than text, and only text is learned")
+
+
 def test_turns_say_for_themselves_whether_they_are_learned(tmp_path: Path) -> None:
     turns = [user("a"), assistant("b") | {"loss": False}, user("c"), assistant("d") | {"weight": 1}]
     _, example = read_one(tmp_path, {"messages": turns})
@@ -130,18 +140,97 @@ def test_a_greeting_before_any_question_is_context(tmp_path: Path) -> None:
     assert example.learn == (False, False, True)
 
 
-def test_tools_and_reasoning_are_kept(tmp_path: Path) -> None:
+LOOK = {"name": "look", "description": "", "parameters": {"type": "object", "properties": {}}}
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {
+            "conversations": [
+                {"from": "human", "value": "weather?"},
+                {"from": "function_call", "value": '{"name": "look", "arguments": {"city": "Paris"}}'},
+                {"from": "observation", "value": "rain"},
+                {"from": "gpt", "value": "Rain."},
+            ],
+            "tools": json.dumps([LOOK]),
+        },
+        {
+            "messages": [
+                user("weather?"),
+                {
+                    "role": "assistant",
+                    "content": None,
+                    "tool_calls": [
+                        {"type": "function", "function": {"name": "look", "arguments": '{"city": "Paris"}'}}
+                    ],
+                },
+                {"role": "tool", "content": "rain"},
+                assistant("Rain."),
+            ],
+            "tools": [{"type": "function", "function": LOOK | {"strict": True}}],
+        },
+        {
+            "messages": [
+                user([{"type": "text", "value": "weather?"}]),
+                assistant([{"type": "tool_call", "value": '{"name": "look", "arguments": {"city": "Paris"}}'}]),
+                {"role": "tool", "content": [{"type": "text", "value": "rain"}]},
+                assistant([{"type": "text", "value": "Rain."}]),
+            ],
+            "tools": [LOOK],
+        },
+    ],
+    ids=["sharegpt", "openai", "parts"],
+)
+def test_calls_of_every_dialect_are_the_same_messages(tmp_path: Path, row: dict[str, Any]) -> None:
+    _, example = read_one(tmp_path, row)
+    function = {"name": "look", "arguments": {"city": "Paris"}}
+    assert list(example.messages) == [
+        user("weather?"),
+        assistant("") | {"tool_calls": [{"id": "call00001", "type": "function", "function": function}]},
+        {"role": "tool", "content": "rain", "tool_call_id": "call00001"},
+        assistant("Rain."),
+    ]
+    assert example.learn == (False, True, False, True)
+    assert example.tools == ({"type": "function", "function": LOOK},)  # as the server hands them to the template
+
+
+def test_several_calls_are_one_turn_with_what_was_said_before_them(tmp_path: Path) -> None:
     turns = [
         {"from": "human", "value": "weather?"},
-        {"from": "function_call", "value": '{"name": "look"}'},
+        {"from": "gpt", "value": "Let me look."},
+        {"from": "function_call", "value": '[{"name": "look", "arguments": {"city": "Paris"}}, {"name": "look"}]'},
         {"from": "observation", "value": "rain"},
-        {"from": "gpt", "value": "Rain."},
+        {"from": "observation", "value": "sun"},
+        {"from": "gpt", "value": "Rain and sun."},
     ]
-    _, example = read_one(tmp_path, {"conversations": turns, "tools": [{"name": "look"}]})
-    assert [message["role"] for message in example.messages] == ["user", "assistant", "tool", "assistant"]
-    assert example.tools == '[{"name": "look"}]'
-    _, example = read_one(tmp_path, {"Question": "q", "Response": "a", "Complex_CoT": "why"})
-    assert example.reasoning == "why"
+    _, example = read_one(tmp_path, {"conversations": turns, "tools": [LOOK]})
+    calling = example.messages[1]
+    assert calling["content"] == "Let me look."
+    assert [call["function"]["arguments"] for call in calling["tool_calls"]] == [{"city": "Paris"}, {}]
+    assert [m["tool_call_id"] for m in example.messages if m["role"] == "tool"] == ["call00001", "call00002"]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"Question": "q", "Response": "a", "Complex_CoT": "why"},
+        {"query": "q", "response": "a", "reasoning_content": "why"},
+        {"query": "q", "response": "<think>\nwhy\n</think>\n\na"},
+        {"messages": [user("q"), assistant("a") | {"reasoning_content": "why"}]},
+        {"messages": [user("q"), assistant([{"type": "reasoning", "value": "why"}, {"type": "text", "value": "a"}])]},
+    ],
+)
+def test_thoughts_of_every_dialect_belong_to_their_answer(tmp_path: Path, row: dict[str, Any]) -> None:
+    _, example = read_one(tmp_path, row)
+    assert list(example.messages) == [user("q"), assistant("a") | {"reasoning_content": "why"}]
+    assert example.has_reasoning
+
+
+def test_history_is_turns_that_are_learned_unless_it_is_masked(tmp_path: Path) -> None:
+    _, example = read_one(tmp_path, {"instruction": "c", "output": "d", "history": [["a", "b"]]})
+    assert example.learn == (False, True, False, True)
+    assert example.with_last_answer().learn == (False, False, False, True)
 
 
 @pytest.mark.parametrize(
@@ -176,6 +265,8 @@ def test_a_bad_row_is_reported_with_field_and_reason(tmp_path: Path, row: Any, f
         ([user("a") | {"weight": 1}, assistant("b")], "messages[1]", "a user turn cannot be learned"),
         ([user("a"), assistant("b") | {"weight": 0.5}], "messages[2]", "weight must be 0 or 1"),
         ([user("a"), assistant([{"type": "image"}])], "messages[2]", "content of type 'image' cannot be learned"),
+        ([user("a"), {"role": "tool_call", "content": "look!"}], "messages[2]", "a function call must be JSON"),
+        ([user("a"), {"role": "tool_call", "content": "{}"}], "messages[2]", "a function call has a name"),
     ],
 )
 def test_a_conversation_that_cannot_be_learned_says_where(
@@ -267,7 +358,7 @@ def test_a_text_file_is_a_document_a_line(tmp_path: Path) -> None:
         ("a.json", b'[\n{"instruction": "a"\n', 3, "not JSON", "column"),
         ("a.json", b'[{"instruction": "a", "output": "b"}\n', 2, "expected ','", "end of the file"),
         ("a.jsonl", "\n\n你好".encode("gb18030"), 3, "not UTF-8", "iconv"),
-        ("a.jsonl", b'{"role": "Wukong", "dialogue": "Ha!"}', 1, "dialogue lines", "pair them first"),
+        ("a.jsonl", b'{"role": "Wukong", "dialogue": "Ha!"}', 1, "lines of a dialogue", "make rows of"),
         ("a.jsonl", b'{"colour": "red"}', 1, "no known format has the fields colour", "alpaca"),
     ],
 )

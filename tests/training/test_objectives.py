@@ -170,7 +170,11 @@ def test_kto_learns_from_pairs_as_two_verdicts_and_splits_by_prompt(renderer: Ch
 @pytest.mark.parametrize(
     ("objective", "row", "message"),
     [
-        ("dpo", {"instruction": "a", "output": "b"}, "learns from preferences, and these are alpaca rows; use --obj"),
+        (
+            "dpo",
+            {"instruction": "a", "output": "b"},
+            "this row has no answers to choose between; use --objective sft",
+        ),
         ("kto", {"text": "only words"}, "use --objective pretrain"),
         ("orpo", {"prompt": "a", "completion": "b", "label": True}, "compares two answers.*use --objective kto"),
         ("kto", {"prompt": "a", "completion": "b", "label": True}, "all of these have the same label"),
