@@ -13,6 +13,7 @@ from adapters.errors import BianlianError, Conflict, Invalid
 from adapters.settings import Device, load_settings
 from training.config import TrainConfig, parse_config
 from training.formats import FORMATS
+from training.quiet import silence_libraries
 
 if TYPE_CHECKING:
     from training.run import Finished, Started, Watcher
@@ -100,7 +101,7 @@ def train_command(
             }
         )
     finished = _run(config, resume, settings.root, settings.device, console)
-    if finished.state == "cancelled":
+    if finished.state != "succeeded":
         console.print(finished.message, highlight=False, soft_wrap=True)
         raise typer.Exit(130)
     _print_result(console, finished)
@@ -110,7 +111,7 @@ def train_with_progress(config: TrainConfig, root: Path, device: Device = "auto"
     """Train and publish under `root`, drawing progress on the terminal. Raises Conflict when it was interrupted."""
     console = Console()
     finished = _run(config, None, root, device, console)
-    if finished.state == "cancelled":
+    if finished.state != "succeeded":
         raise Conflict(finished.message)
     _print_result(console, finished)
     return finished
@@ -150,7 +151,7 @@ def check_command(
     )
     console = Console()
     with console.status("reading"):
-        _silence_libraries()
+        silence_libraries()
         from training.run import read_dataset
 
         report = read_dataset(config).report
@@ -184,7 +185,7 @@ def _watching(console: Console) -> "Iterator[Watcher]":
     from rich.progress import Progress as Bar
 
     with console.status("starting"):
-        _silence_libraries()
+        silence_libraries()
         from training.run import Watcher
 
     bar = Bar(
@@ -213,19 +214,6 @@ def _watching(console: Console) -> "Iterator[Watcher]":
 
     with bar:
         yield Watcher(on_stage, on_start, on_step)
-
-
-def _silence_libraries() -> None:
-    """Their loading bars and deprecation notes would tear our lines apart; what matters is raised, not logged."""
-    import logging
-    import warnings
-
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", category=FutureWarning)
 
 
 def _starts_a_tenth(step: int, steps: int) -> bool:
