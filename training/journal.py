@@ -7,6 +7,7 @@ journals while a run writes one, and leave their wishes in them."""
 import fcntl
 import os
 import platform
+import re
 import secrets
 import shutil
 import threading
@@ -40,6 +41,7 @@ LOCK_FILE = "lock"
 
 HEARTBEAT_S = 1.0
 SILENT_S = 60.0  # without a heartbeat for this long, a run on a machine that cannot be asked counts as dead
+_JOB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _SAME_START_S = 2.0  # the system's clock may be set between two looks at when a process started
 
 
@@ -110,6 +112,11 @@ class Status(BaseModel):
     version: str | None = None  # what it was published as
     updated: datetime = Field(default_factory=lambda: datetime.now(UTC))
 
+    def changed(self, **fields: Any) -> "Status":
+        """The same but for `fields` and the time. A run that stands still has no end to be estimated."""
+        still = {} if fields.get("state", self.state) == "running" else {"estimated_finish": None}
+        return Status.model_validate({**dict(self), **still, "updated": datetime.now(UTC), **fields})
+
 
 class Metric(BaseModel):
     """One line of `metrics.jsonl`. A training step has a loss, an evaluation a validation loss; both in nats a
@@ -140,7 +147,8 @@ class Event(BaseModel):
 
 
 class Journal:
-    """One run directory. One process runs it; others read, and change its state only by `update`."""
+    """One run directory. One process runs it; others read, and change its status only by `update` or when it is
+    `locked`."""
 
     def __init__(self, directory: Path):
         self.directory = directory
@@ -171,9 +179,10 @@ class Journal:
     @classmethod
     def open(cls, runs: Path, job_id: str) -> "Journal":
         """An existing run. Raises NotFound."""
-        if Path(job_id).name != job_id or not (runs / job_id / CONFIG_FILE).is_file():
+        if not _JOB_ID.fullmatch(job_id) or not (runs / job_id / CONFIG_FILE).is_file():
             known = [path.parent.name for path in runs.glob(f"*/{CONFIG_FILE}")]
-            raise NotFound(f"no run '{job_id}' under {runs}{nearest(job_id, known)}", param="resume")
+            shown = job_id.encode("ascii", "backslashreplace").decode()[:80]
+            raise NotFound(f"there is no run '{shown}'{nearest(shown, known)}", param="job_id", code="job_not_found")
         return cls(runs / job_id)
 
     def config(self) -> RunConfig:
@@ -185,16 +194,23 @@ class Journal:
     def set_status(self, status: Status) -> None:
         _replace(self.directory / STATUS_FILE, status.model_dump_json(indent=2) + "\n")
 
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Nobody else changes the status meanwhile. Not to be nested. The lock goes with the process that has it."""
+        with (self.directory / LOCK_FILE).open("a") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
     def update(self, *, only: Collection[State] = STATES, **fields: Any) -> Status:
         """Change `fields` of the status and nothing else, at once for everybody. Conflict when its state is not one of
         `only`."""
-        with self._locked():
+        with self.locked():
             status = self.status()
             if status.state not in only:
                 raise Conflict(f"run {self.job_id} is {status.state}, not {' or '.join(only)}")
-            changed = Status.model_validate({**dict(status), "updated": datetime.now(UTC), **fields})
-            self.set_status(changed)
-        return changed
+            status = status.changed(**fields)
+            self.set_status(status)
+        return status
 
     def settle(self, data_sha256: str, base_fingerprint: str | None = None) -> None:
         """Note what the run is asked of, as far as it is known. Conflict when it began with something else."""
@@ -214,7 +230,7 @@ class Journal:
 
     def begin(self) -> None:
         """Mark the run as running in this process. Conflict when it has succeeded, or another process runs it."""
-        with self._locked():
+        with self.locked():
             status = self.status()
             if status.state == "succeeded":
                 raise Conflict(
@@ -225,7 +241,7 @@ class Journal:
                     raise Conflict(f"run {self.job_id} is running in process {status.process.pid}", param="resume")
                 status = status.model_copy(update={"process": None})
             if status.process is None or not status.process.mine:  # else it may be a wish about this very start
-                (self.directory / WISH_FILE).unlink(missing_ok=True)
+                self.forget_wish()
             self.beat()
             self.set_status(
                 Status(
@@ -283,6 +299,9 @@ class Journal:
         except FileNotFoundError:
             return None
 
+    def forget_wish(self) -> None:
+        (self.directory / WISH_FILE).unlink(missing_ok=True)
+
     def note(self, message: str, **fields: Any) -> None:
         """Add an event."""
         self._add_line(EVENTS_FILE, Event(message=message, **fields).model_dump_json())
@@ -337,13 +356,6 @@ class Journal:
         except FileNotFoundError:
             return []
         return text[: text.rfind("\n")].split("\n") if "\n" in text else []  # U+2028 ends no line in JSON
-
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        """Nobody else changes the status meanwhile. The lock goes with the process that has it."""
-        with (self.directory / LOCK_FILE).open("a") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
 
     def _read(self, name: str, model: type[Model]) -> Model:
         path = self.directory / name

@@ -22,7 +22,7 @@ from adapters.base_model import BaseModel, load_base, locate_base
 from adapters.errors import BianlianError, Invalid
 from adapters.manifest import AdapterManifest, AdapterVersion, TrainingRecord, check_name
 from adapters.renderer import ChatRenderer
-from adapters.settings import Device
+from adapters.settings import BUNDLED, Device
 from adapters.store import AdapterStore
 from training.config import Plan, TrainConfig, max_length_for, plan_for
 from training.dataset import Dataset, Report, TrainingRow, data_sha256, load_dataset
@@ -110,10 +110,14 @@ def run_job(directory: Path, *, device: Device = "auto", watcher: Watcher | None
 
 def with_absolute_paths(config: TrainConfig) -> TrainConfig:
     """The same for a process that is started elsewhere."""
-    absolute = {
+    absolute: dict[str, Any] = {
         name: tuple(path.resolve() for path in getattr(config, name))
         for name in ("data", "validation_data", "replay_data")
     }
+    base = Path(config.base).expanduser()
+    bundled = (BUNDLED / config.base / "config.json").is_file()
+    if not bundled and (base / "config.json").is_file():
+        absolute["base"] = str(base.resolve())
     return config.model_copy(update=absolute)
 
 
@@ -201,7 +205,6 @@ class _Run:
                 code=failure.code,
                 param=failure.param,
                 finished=datetime.now(UTC),
-                estimated_finish=None,
             )
             self.journal.note(failure.message, level="error", data={"code": failure.code})
             if isinstance(error, BianlianError):
@@ -287,7 +290,6 @@ class _Run:
             f"published as {version}",
             version=str(version),
             finished=datetime.now(UTC),
-            estimated_finish=None,
             trained_tokens=round(self.tokens_per_epoch * trained.epochs),
         )
         self.journal.note(f"published as {version}", data={"version": str(version), "digest": version.digest})
@@ -394,7 +396,7 @@ class _Run:
         kept = f"checkpoint kept at step {checkpoint[1]}" if checkpoint else "no step was finished"
         state, finished = ("paused", None) if wish == "pause" else ("cancelled", datetime.now(UTC))
         message = f"{state}; {kept}. Go on with: bianlian train --resume {self.journal.job_id}"
-        self._set_state(state, message, finished=finished, estimated_finish=None)
+        self._set_state(state, message, finished=finished)
         self.journal.note(message)
         return Finished(self.journal.job_id, state, message)
 
