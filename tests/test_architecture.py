@@ -25,7 +25,9 @@ def imports(path: Path) -> Iterator[str]:
 
 def is_face(module: str) -> bool:
     parts = module.split(".")
-    return parts[0] in PACKAGES and len(parts) > 1 and parts[1] in {"api", "ui", "cli"}
+    if parts[0] not in PACKAGES or len(parts) < 2:
+        return False
+    return parts[1] in {"api", "ui", "cli"} or parts[1].endswith("_cli")
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))

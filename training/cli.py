@@ -10,9 +10,12 @@ import typer
 from rich.console import Console
 
 from adapters.errors import BianlianError, Conflict, Invalid
+from adapters.manifest import check_name
 from adapters.settings import Device, load_settings
-from training.config import TrainConfig, parse_config
+from training.config import TrainConfig, parse_config, with_absolute_paths
 from training.formats import FORMATS
+from training.job_cli import announce, jobs_cli
+from training.jobs import JobQueue
 from training.quiet import silence_libraries
 
 if TYPE_CHECKING:
@@ -33,8 +36,9 @@ data_cli = typer.Typer(help="Look at data before training on it.", no_args_is_he
 
 
 def register(cli: typer.Typer) -> None:
-    """Add `train` and `data` to the command line."""
+    """Add `train`, `jobs` and `data` to the command line."""
     cli.command("train")(train_command)
+    cli.add_typer(jobs_cli, name="jobs")
     cli.add_typer(data_cli, name="data")
 
 
@@ -64,6 +68,9 @@ def train_command(
     card: Annotated[Path | None, typer.Option(help="JSON file with the persona's title, greeting and samples.")] = None,
     resume: Annotated[str | None, typer.Option(help="Go on with this run; needs no other option.")] = None,
     strict: StrictOption = False,
+    detach: Annotated[
+        bool, typer.Option("--detach", help="Queue the run and return; it goes on without this terminal.")
+    ] = False,
 ) -> None:
     """Train an adapter and publish it."""
     settings = load_settings(device=device)
@@ -100,6 +107,15 @@ def train_command(
                 "card": _read_card(card),
             }
         )
+    if detach:
+        queue = JobQueue(settings.root)
+        if config is None:
+            assert resume is not None
+            announce(queue.resume(resume), settings)
+        else:
+            check_name(config.name)
+            announce(queue.submit(with_absolute_paths(config)), settings)
+        return
     finished = _run(config, resume, settings.root, settings.device, console)
     if finished.state != "succeeded":
         console.print(finished.message, highlight=False, soft_wrap=True)

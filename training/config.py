@@ -4,12 +4,13 @@ No torch here: the command line, the HTTP side and the queue build and check con
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from adapters.errors import Invalid, nearest
 from adapters.manifest import PersonaCard
+from adapters.settings import BUNDLED
 from training.formats import Format
 
 Method = Literal["lora", "qlora", "full"]
@@ -96,6 +97,19 @@ def parse_config(values: dict[str, object]) -> TrainConfig:
         raise Invalid(f"{name}: {first['msg']} (got {first['input']!r})", param=name) from error
 
 
+def with_absolute_paths(config: TrainConfig) -> TrainConfig:
+    """The same for a process that is started elsewhere."""
+    absolute: dict[str, Any] = {
+        name: tuple(path.resolve() for path in getattr(config, name))
+        for name in ("data", "validation_data", "replay_data")
+    }
+    base = Path(config.base).expanduser()
+    bundled = (BUNDLED / config.base / "config.json").is_file()
+    if not bundled and (base / "config.json").is_file():
+        absolute["base"] = str(base.resolve())
+    return config.model_copy(update=absolute)
+
+
 @dataclass(frozen=True)
 class Plan:
     """The numbers a run trains with, none of them `auto`."""
@@ -113,7 +127,7 @@ def plan_for(config: TrainConfig, *, hidden_size: int, max_model_len: int, rows:
     batch_size = config.batch_size or auto_batch_size(rows, config.epochs)
     small = hidden_size <= 1024
     return Plan(
-        learning_rate=config.learning_rate or auto_learning_rate(hidden_size),
+        learning_rate=config.learning_rate or auto_learning_rate(hidden_size) * config.learning_rate_multiplier,
         batch_size=batch_size,
         micro_batch_size=batch_size if small else _largest_divisor(batch_size, at_most=4),
         lora_alpha=config.lora_alpha or 2 * config.lora_r,

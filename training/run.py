@@ -22,9 +22,9 @@ from adapters.base_model import BaseModel, load_base, locate_base
 from adapters.errors import BianlianError, Invalid
 from adapters.manifest import AdapterManifest, AdapterVersion, TrainingRecord, check_name
 from adapters.renderer import ChatRenderer
-from adapters.settings import BUNDLED, Device
+from adapters.settings import Device
 from adapters.store import AdapterStore
-from training.config import Plan, TrainConfig, max_length_for, plan_for
+from training.config import Plan, TrainConfig, max_length_for, plan_for, with_absolute_paths
 from training.dataset import Dataset, Report, TrainingRow, data_sha256, load_dataset
 from training.journal import Journal, Metric, RunConfig
 from training.trainer import (
@@ -106,19 +106,6 @@ def run_job(directory: Path, *, device: Device = "auto", watcher: Watcher | None
     journal, watcher = Journal(directory), watcher or Watcher()
     run = _Run(journal, AdapterStore(directory.parent.parent / "store"), watcher)
     return run.execute(lambda: _prepare(journal, device, run.enter))
-
-
-def with_absolute_paths(config: TrainConfig) -> TrainConfig:
-    """The same for a process that is started elsewhere."""
-    absolute: dict[str, Any] = {
-        name: tuple(path.resolve() for path in getattr(config, name))
-        for name in ("data", "validation_data", "replay_data")
-    }
-    base = Path(config.base).expanduser()
-    bundled = (BUNDLED / config.base / "config.json").is_file()
-    if not bundled and (base / "config.json").is_file():
-        absolute["base"] = str(base.resolve())
-    return config.model_copy(update=absolute)
 
 
 def _prepare(journal: Journal, device: Device, on_stage: Callable[[str], None]) -> tuple[Dataset, BaseModel]:
