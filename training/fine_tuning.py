@@ -275,7 +275,7 @@ def _config(request: FineTuningRequest, name: str, base: str, files: list[Path])
         "beta": getattr(chosen, "beta", None),
         "seed": request.seed,
     }
-    with renaming({field: f"bianlian.{field}" for field in TrainConfig.model_fields}):
+    with renaming({field: f"bianlian.{field}" for field in request.bianlian}):
         return parse_config(
             {
                 **request.bianlian,
