@@ -78,6 +78,8 @@ def add_adapter(base: BaseModel, config: TrainConfig, plan: Plan) -> PeftModel:
         model = get_peft_model(base.model, lora)
     # A path of this machine means nothing where the adapter goes; PEFT put it there.
     model.peft_config["default"].base_model_name_or_path = base.name
+    # PEFT keeps a set, whose order differs between processes: equal runs would make unequal files.
+    model.peft_config["default"].target_modules = lora.target_modules = sorted(lora.target_modules)
     return model
 
 
