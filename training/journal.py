@@ -236,11 +236,11 @@ class Journal:
                 raise Conflict(
                     f"run {self.job_id} has succeeded already, as {status.version}; start a new one", param="resume"
                 )
-            if status.state == "running" and status.process is not None and not status.process.mine:
-                if self.is_alive(status):
-                    raise Conflict(f"run {self.job_id} is running in process {status.process.pid}", param="resume")
-                status = status.model_copy(update={"process": None})
-            if status.process is None or not status.process.mine:  # else it may be a wish about this very start
+            handed_over = status.state == "running" and status.process is not None and status.process.mine
+            if status.state == "running" and not handed_over and self.is_alive(status):
+                assert status.process is not None
+                raise Conflict(f"run {self.job_id} is running in process {status.process.pid}", param="resume")
+            if not handed_over:  # else there may be a wish already, about this very start
                 self.forget_wish()
             self.beat()
             self.set_status(
