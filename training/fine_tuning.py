@@ -148,8 +148,8 @@ class FineTuningRequest(_Strict):
 
 
 class FineTuning:
-    """Takes requests for one server. `bases` are the names its base goes by, each with what a run loads; `refuse_name`
-    raises when an adapter may not be called so."""
+    """Takes requests for one server. `bases` are what it trains on, the one it serves first: the name and what a run
+    loads. `refuse_name` raises when an adapter may not be called so."""
 
     def __init__(self, queue: JobQueue, files: Files, bases: dict[str, str], refuse_name: Callable[[str], None]):
         self.queue = queue
@@ -189,6 +189,11 @@ class FineTuning:
             shutil.rmtree(directory, ignore_errors=True)
             raise
         journal.note("Created fine-tuning job; validating its files")
+        served = next(iter(self._bases))
+        if request.model != served:
+            journal.note(
+                f"this server serves {served}; the result will answer where --base is {request.model}", level="warn"
+            )
         return self.queue.get(job_id)
 
     def _file(self, file_id: str, param: str) -> tuple[Path, str]:

@@ -118,7 +118,7 @@ def announce(job: Job, settings: Settings) -> None:
     """Say that `job` waits, and see to it that somebody starts it."""
     server = is_supervised(settings.root)
     if not server:
-        supervise_apart(settings.root, settings.device)
+        supervise_apart(settings.root, device=settings.device, max_running=max(1, settings.max_running_jobs))
     by = "the server on this home starts it" if server else "a process of its own works off the queue"
     typer.echo(f"run {job.id} is queued; {by}. Follow it with: bianlian jobs logs --follow {job.id}")
 

@@ -86,11 +86,12 @@ class JobQueue:
         return self._stop(job_id, "paused")
 
     def resume(self, job_id: str) -> Job:
-        """Back into the queue, to go on from the last checkpoint. Raises NotFound, and Conflict for a run that waits,
-        runs or has succeeded."""
+        """Back into the queue, to go on from the last checkpoint; one that never began is checked again. Raises
+        NotFound, and Conflict for a run that waits, runs or has succeeded."""
         job = self.get(job_id)
-        job.journal.update(only=RESUMABLE, state="queued", message="", code=None, param=None, finished=None)
-        job.journal.note("queued again, to go on from the last checkpoint")
+        state = "queued" if job.status.started else "validating"
+        job.journal.update(only=RESUMABLE, state=state, message="", code=None, param=None, finished=None)
+        job.journal.note("resumed; it goes on from its last checkpoint when its turn comes")
         return self.get(job_id)
 
     def note_dead(self, jobs: Iterable[Job], exits: dict[int, int] | None = None) -> None:
@@ -247,10 +248,10 @@ def is_supervised(root: Path) -> bool:
         return not free
 
 
-def supervise_apart(root: Path, device: Device = "auto") -> None:
+def supervise_apart(root: Path, *, device: Device = "auto", max_running: int = 1) -> None:
     """Look after the queue in a process of its own until it is empty. For machines on which no server runs."""
     subprocess.Popen(
-        [sys.executable, "-m", "training.jobs", str(root.resolve()), device],
+        [sys.executable, "-m", "training.supervise", str(root.resolve()), device, str(max_running)],
         env=_environment(),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
@@ -286,12 +287,3 @@ def _why_dead(job: Job, exit_code: int | None) -> tuple[str, str]:
         f"its process is gone: killed, as the kernel does when memory runs out, or the machine was restarted. {again}",
         "killed",
     )
-
-
-def main(root: str, device: Device = "auto") -> None:
-    """`python -m training.jobs HOME`: work off the queue, then end."""
-    asyncio.run(Supervisor(JobQueue(Path(root)), device=device).watch(until_empty=True))
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])  # type: ignore[arg-type]

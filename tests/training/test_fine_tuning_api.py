@@ -16,11 +16,14 @@ import pytest
 from openai.types.fine_tuning import FineTuningJob
 
 from adapters.store import AdapterStore
+from serving.files import FileStore
 from tests.openai_judge import DESCRIPTION, VARIABLE, Judge
 from tests.serving.running import RunningServer, running_server
 from tests.serving.test_api import settings_for
 from tests.serving.test_metrics import scrape, value
+from training.api.objects import job_object
 from training.config import TrainConfig
+from training.fine_tuning import FineTuning, FineTuningRequest, check_files
 from training.jobs import JobQueue
 from training.journal import Journal
 from training.run import run_job
@@ -164,6 +167,8 @@ def test_events_are_listed_newest_first_and_followed_oldest_first(
     assert {event.type for event in listed} == {"message", "metrics"}
     again = list(follow(server, trained.id, **{"last-event-id": streamed[4][0]}))
     assert again == streamed[5:]
+    asked = httpx.get(f"{server.url}/v1/fine_tuning/jobs/{trained.id}/events", params={"stream": "true"})
+    assert asked.text.count("\ndata: ") == len(streamed) + 1 and asked.text.endswith("data: [DONE]\n\n")
 
 
 def test_checkpoints_are_model_ids_with_metrics(client: openai.OpenAI, trained: FineTuningJob) -> None:
@@ -257,6 +262,21 @@ def test_what_cannot_be_asked_for_is_refused_by_name(
         client.post("/fine_tuning/jobs", body=asked, cast_to=object)
     assert message in str(caught.value) and caught.value.param == param
     assert len(JobQueue(home).all()) == before
+
+
+def test_preferences_are_what_dpo_learns_from(tmp_path: Path) -> None:
+    files = FileStore(tmp_path / "uploads")
+    with files.workspace() as workspace:
+        (workspace / "pairs").write_bytes(jsonl(PAIRS))
+        file_id = files.add(workspace / "pairs", "pairs.jsonl", "fine-tune").id
+    tuning = FineTuning(JobQueue(tmp_path), files, {"tiny": "tiny"}, lambda name: None)
+    hyperparameters = {"beta": 0.2, "n_epochs": "auto", "learning_rate_multiplier": 2}
+    body = {"type": "dpo", "dpo": {"hyperparameters": hyperparameters}}
+    job = tuning.create(FineTuningRequest(model="tiny", training_file=file_id, method=body))  # type: ignore[arg-type]
+    check_files(job.journal)
+    asked = job.config.train
+    assert (asked.objective, asked.beta, asked.epochs, asked.learning_rate_multiplier) == ("dpo", 0.2, 3.0, 2.0)
+    assert job_object(job, [])["method"]["dpo"]["hyperparameters"] == hyperparameters | {"batch_size": "auto"}
 
 
 def test_only_the_admin_trains(tiny_base: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,8 @@ def test_what_waits_is_stopped_at_once_and_what_is_over_not_at_all(tmp_path: Pat
             act(over.job_id[:-1])
     with pytest.raises(Conflict, match="cancelled already"):
         queue.pause(waiting.job_id)
+    assert queue.resume(waiting.job_id).status.state == "validating"  # it never began
+    waiting.update(state="failed", started=datetime.now(UTC))
     assert queue.resume(waiting.job_id).status.state == "queued"
 
 
