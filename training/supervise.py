@@ -1,4 +1,4 @@
-"""`python -m training.supervise HOME [DEVICE [MAX_RUNNING]]`: work off the queue of a home without a server, and end."""
+"""`python -m training.supervise HOME [DEVICE [MAX_RUNNING]]`: work off the queue of a home without a server; end."""
 
 import asyncio
 import sys
