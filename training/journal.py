@@ -168,12 +168,12 @@ class Journal:
 
     @classmethod
     def create(cls, runs: Path, config: RunConfig, *, job_id: str | None = None, state: State = "queued") -> "Journal":
-        """A new run directory under `runs`. With a `job_id` of `new_job_id`, its directory may hold files already; it
-        is nobody's run before this."""
+        """A new run directory under `runs`; "running" means by this process, and no queue takes it. With a `job_id` of
+        `new_job_id`, its directory may hold files already; it is nobody's run before this."""
         journal = cls(runs / (job_id or new_job_id(config.train.name)))
         journal.directory.mkdir(parents=True, exist_ok=job_id is not None)
         _replace(journal.directory / CONFIG_FILE, config.model_dump_json(indent=2) + "\n")
-        journal.set_status(Status(state=state))
+        journal.set_status(Status(state=state, process=Process.of(os.getpid()) if state == "running" else None))
         return journal
 
     @classmethod

@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -86,6 +86,7 @@ def start_run(config: TrainConfig, root: Path, *, device: Device = "auto", watch
     journal = Journal.create(
         root / "runs",
         RunConfig(train=config, data_sha256=_digest(config), base_fingerprint=base.fingerprint),
+        state="running",
     )
     return _Run(journal, AdapterStore(root / "store"), watcher).execute(lambda: (dataset, base))
 
@@ -445,6 +446,8 @@ def main(directory: str, device: str = "auto") -> int:
     from training.quiet import silence_libraries
 
     silence_libraries()
+    with suppress(OSError):  # should memory run out, the kernel is to end this process and not the server
+        Path("/proc/self/oom_score_adj").write_text("500")
     assert device in get_args(Device)
     try:
         print(run_job(Path(directory), device=device).message)  # type: ignore[arg-type]

@@ -187,6 +187,10 @@ def test_results_are_a_table_of_every_step(client: openai.OpenAI, trained: FineT
     assert float(table[0]["valid_loss"]) > 0 and not table[0]["train_loss"]
     assert all(float(line["train_loss"]) > 0 for line in table[1:])
     assert client.fine_tuning.jobs.retrieve(trained.id).result_files == [file_id]
+    with pytest.raises(openai.BadRequestError, match="send one of adapter, fine-tune"):
+        client.files.create(file=("x.csv", b"1"), purpose="fine-tune-results")  # type: ignore[arg-type]
+    client.files.delete(file_id)
+    assert client.fine_tuning.jobs.retrieve(trained.id).result_files == []
 
 
 def test_jobs_are_listed_newest_first_by_page_and_metadata(client: openai.OpenAI, trained: FineTuningJob) -> None:
@@ -388,7 +392,7 @@ def test_bodies_are_valid_by_openai_s_schemas(client: openai.OpenAI, trained: Fi
         judge.assert_valid("ListFineTuningJobEventsResponse", get(f"/{job_id}/events", limit="100"))
         judge.assert_valid("ListFineTuningJobCheckpointsResponse", get(f"/{job_id}/checkpoints"))
     judge.assert_valid("ListPaginatedFineTuningJobsResponse", get(limit="100"))
-    judge.assert_valid("OpenAIFile", client.get(f"/files/{trained.result_files[0]}", cast_to=object))
+    judge.assert_valid("OpenAIFile", client.get(f"/files/{trained.training_file}", cast_to=object))
     # What the judge must not let pass.
     wrong = get(f"/{trained.id}") | {"status": "done"}
     assert judge.complaints("FineTuningJob", wrong)

@@ -26,7 +26,7 @@ from tests.training.test_run import ROWS, config
 from training.config import TrainConfig
 from training.jobs import JobQueue, Supervisor
 from training.journal import SILENT_S, Journal, Process, State, Status
-from training.run import Watcher, run_job
+from training.run import Watcher, run_job, start_run
 
 PATIENCE_S = 120
 
@@ -124,6 +124,20 @@ def test_what_waits_is_stopped_at_once_and_what_is_over_not_at_all(tmp_path: Pat
     assert queue.resume(waiting.job_id).status.state == "validating"  # it never began
     waiting.update(state="failed", started=datetime.now(UTC))
     assert queue.resume(waiting.job_id).status.state == "queued"
+
+
+def test_a_run_in_a_terminal_is_never_taken_by_the_queue(tiny_base: Path, tmp_path: Path) -> None:
+    """Not even at the very moment at which its directory appears."""
+    root, seen = tmp_path / "home", list[State]()
+
+    def look(stage: str) -> None:
+        seen.extend(job.status.state for job in JobQueue(root).all())
+
+    start_run(config(tiny_base, tmp_path), root, device="cpu", watcher=Watcher(on_stage=look))
+    assert set(seen) == {"running"} and [job.status.state for job in JobQueue(root).all()] == ["succeeded"]
+    (job,) = JobQueue(root).all()
+    created = Journal.create(tmp_path / "other", job.config, state="running")
+    assert created.status().process == Process.of(os.getpid())
 
 
 def test_a_dead_run_cannot_be_paused(tmp_path: Path) -> None:
