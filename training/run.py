@@ -186,7 +186,7 @@ class _Run:
             return self._stopped()
         except Exception as error:
             discard_partial(self.journal)  # also makes room, should the disk be full
-            failure = _explain(error, self.journal.job_id)
+            failure = explain(error, self.journal.job_id)
             self._set_state(
                 "failed",
                 failure.message,
@@ -410,11 +410,11 @@ class TrainingFailed(BianlianError):
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # torch and safetensors write files in other languages, which have no errno for us.
-_FULL_WORDS = ("no space left", "file too large", "quota exceeded", "pytorchstreamwriter failed", "file write failed")
+_FULL_WORDS = ("no space left", "file too large", "quota exceeded", "pytorchstreamwriter failed", "unexpected pos")
 _MEMORY_WORDS = ("out of memory", "can't allocate memory", "bad_alloc", "cannot allocate memory")
 
 
-def _explain(error: Exception, job_id: str) -> BianlianError:
+def explain(error: Exception, job_id: str) -> BianlianError:
     """`error` as what a user should read."""
     if isinstance(error, BianlianError):
         return error

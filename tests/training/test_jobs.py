@@ -26,7 +26,7 @@ from tests.training.test_run import ROWS, config
 from training.config import TrainConfig
 from training.jobs import JobQueue, Supervisor
 from training.journal import SILENT_S, Journal, Process, State, Status
-from training.run import Watcher, run_job, start_run
+from training.run import Watcher, explain, run_job, start_run
 
 PATIENCE_S = 120
 
@@ -227,6 +227,13 @@ def test_a_full_disk_fails_the_run_with_the_way_out_and_nothing_half_done(tiny_b
     queue.resume(journal.job_id)
     assert str(run_job(journal.directory, device="cpu").version) == "counter@1"
     assert (journal.status().code, journal.status().state) == (None, "succeeded")
+
+
+def test_torch_s_words_for_a_full_disk_are_understood() -> None:
+    """What it raised on a file system of three megabytes, which a test cannot make for itself."""
+    said = RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 535872 vs 535764")
+    assert explain(said, "x").code == "disk_full"
+    assert explain(RuntimeError("shapes do not match"), "x").code == "training_failed"
 
 
 def test_out_of_memory_fails_the_run_with_the_way_out(tiny_base: Path, tmp_path: Path) -> None:
