@@ -127,7 +127,7 @@ def plan_for(config: TrainConfig, *, hidden_size: int, max_model_len: int, rows:
     batch_size = config.batch_size or auto_batch_size(rows, config.epochs)
     small = hidden_size <= 1024
     return Plan(
-        learning_rate=config.learning_rate or auto_learning_rate(hidden_size) * config.learning_rate_multiplier,
+        learning_rate=(config.learning_rate or auto_learning_rate(hidden_size)) * config.learning_rate_multiplier,
         batch_size=batch_size,
         micro_batch_size=batch_size if small else _largest_divisor(batch_size, at_most=4),
         lora_alpha=config.lora_alpha or 2 * config.lora_r,

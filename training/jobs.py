@@ -58,6 +58,7 @@ class JobQueue:
         self.root = root
         self.runs = root.absolute() / "runs"
         self._known: dict[Path, tuple[_Stamp, Job]] = {}
+        self._unreadable: set[Path] = set()
 
     def submit(self, config: TrainConfig) -> Job:
         """A new run at the end of the queue."""
@@ -106,8 +107,8 @@ class JobQueue:
                 if job.journal.status() != job.status:
                     continue
                 dead = job.status.changed(state="failed", message=message, code=code, finished=datetime.now(UTC))
+                job.journal.note(message, level="error", data={"code": code})
                 job.journal.set_status(dead)
-            job.journal.note(message, level="error", data={"code": code})
 
     def _stop(self, job_id: str, state: State) -> Job:
         job = self.get(job_id)
@@ -121,8 +122,8 @@ class JobQueue:
                 job.journal.note(f"asked to be {state} after this step")
             else:
                 finished = datetime.now(UTC) if state == "cancelled" else None
-                job.journal.set_status(status.changed(state=state, message=state, finished=finished))
                 job.journal.note(f"{state} while it was {status.state}")
+                job.journal.set_status(status.changed(state=state, message=state, finished=finished))
         return self.get(job_id)
 
     def _read(self, directory: Path) -> tuple[_Stamp, Job] | None:
@@ -138,7 +139,9 @@ class JobQueue:
         except (FileNotFoundError, NotFound):
             return None
         except (OSError, BianlianError) as error:
-            log.warning("run %s cannot be read: %s", directory.name, error)
+            if directory not in self._unreadable:  # once, and not at every look
+                self._unreadable.add(directory)
+                log.warning("run %s cannot be read: %s", directory.name, error)
             return None
 
 
@@ -186,6 +189,7 @@ class Supervisor:
         try:
             self._check(job.journal)
         except BianlianError as error:
+            job.journal.note(error.message, level="error", data={"code": error.code})
             with suppress(Conflict):  # cancelled meanwhile
                 job.journal.update(
                     only=_VALIDATING,
@@ -195,7 +199,6 @@ class Supervisor:
                     param=error.param,
                     finished=datetime.now(UTC),
                 )
-                job.journal.note(error.message, level="error", data={"code": error.code})
         else:
             with suppress(Conflict):
                 job.journal.update(only=_VALIDATING, state="queued")

@@ -187,6 +187,7 @@ class _Run:
         except Exception as error:
             discard_partial(self.journal)  # also makes room, should the disk be full
             failure = explain(error, self.journal.job_id)
+            self.journal.note(failure.message, level="error", data={"code": failure.code})
             self._set_state(
                 "failed",
                 failure.message,
@@ -194,7 +195,6 @@ class _Run:
                 param=failure.param,
                 finished=datetime.now(UTC),
             )
-            self.journal.note(failure.message, level="error", data={"code": failure.code})
             if isinstance(error, BianlianError):
                 raise
             raise failure from error
@@ -273,6 +273,7 @@ class _Run:
         tuned_loss = self._loss(model, validation, "tuned_validation", trained.steps)
         record = self._training_record(trained, len(training), base_loss, tuned_loss)
         version = self._publish(model, record)
+        self.journal.note(f"published as {version}", data={"version": str(version), "digest": version.digest})
         self._set_state(
             "succeeded",
             f"published as {version}",
@@ -280,7 +281,6 @@ class _Run:
             finished=datetime.now(UTC),
             trained_tokens=round(self.tokens_per_epoch * trained.epochs),
         )
-        self.journal.note(f"published as {version}", data={"version": str(version), "digest": version.digest})
         shutil.rmtree(self.journal.checkpoints, ignore_errors=True)
         return Finished(self.journal.job_id, "succeeded", f"published as {version}", version, record)
 
@@ -308,7 +308,9 @@ class _Run:
             raise self._diverged(f"the validation loss is {loss}")
         self.journal.append(Metric.model_validate({"kind": kind, "step": step, "loss": loss}))
         self.journal.note(
-            f"Step {step}: {kind.replace('_', ' ')} loss={loss:.4f}", type="metrics", data={"step": step, kind: loss}
+            f"Step {step}: {kind.replace('_', ' ')} loss={loss:.4f}",
+            type="metrics",
+            data={"step": step, "valid_loss": loss},
         )
         return loss
 
@@ -384,10 +386,11 @@ class _Run:
         kept = f"checkpoint kept at step {checkpoint[1]}" if checkpoint else "no step was finished"
         state, finished = ("paused", None) if wish == "pause" else ("cancelled", datetime.now(UTC))
         message = f"{state}; {kept}. Go on with: bianlian train --resume {self.journal.job_id}"
-        self._set_state(state, message, finished=finished)
         self.journal.note(message)
+        self._set_state(state, message, finished=finished)
         return Finished(self.journal.job_id, state, message)
 
+    # Events come before the state that they lead to: who sees the end has seen why.
     def _set_state(self, state: str, message: str = "", **fields: Any) -> None:
         self.journal.update(state=state, message=message, **fields)
 
