@@ -17,12 +17,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from adapters.errors import BianlianError, Conflict, NotFound
+from adapters.errors import BianlianError, Conflict, Invalid, NotFound
 from adapters.settings import Device
 from training.config import TrainConfig
 from training.journal import FINISHED, STATUS_FILE, Journal, Process, RunConfig, State, Status
 
 POLL_S = 0.5
+RETRY_S = 10.0
 LOG_FILE = "output.log"
 STOPPABLE: tuple[State, ...] = ("validating", "queued", "running", "paused")
 RESUMABLE: tuple[State, ...] = ("paused", "failed", "cancelled")
@@ -159,16 +160,17 @@ class Supervisor:
     async def watch(self, *, until_empty: bool = False) -> None:
         """Until cancelled or, `until_empty`, until nothing waits or runs."""
         while True:
-            with exclusively(self.queue.runs / _SUPERVISOR_LOCK) as ours:
-                while ours:
-                    try:
+            try:
+                with exclusively(self.queue.runs / _SUPERVISOR_LOCK) as ours:
+                    while ours:
                         await asyncio.to_thread(self.step)
-                    except OSError:  # the disk is full or away for a moment
-                        log.warning("the queue of runs cannot be looked after", exc_info=True)
-                    if until_empty and self._idle():
-                        return
-                    await asyncio.sleep(POLL_S)
-            await asyncio.sleep(POLL_S)
+                        if until_empty and self._idle():
+                            return
+                        await asyncio.sleep(POLL_S)
+                await asyncio.sleep(POLL_S)
+            except Exception:  # a disk that is full or away must not end the queue for good
+                log.exception("the queue of runs cannot be looked after; trying again in %g s", RETRY_S)
+                await asyncio.sleep(RETRY_S)
 
     def step(self) -> None:
         """Notice what has ended, check what is new, start what may start."""
@@ -188,7 +190,11 @@ class Supervisor:
     def _validate(self, job: Job) -> None:
         try:
             self._check(job.journal)
-        except BianlianError as error:
+        except Exception as caught:
+            error = caught
+            if not isinstance(error, BianlianError):  # a fault of ours must not hold up the queue for ever
+                log.exception("the files of run %s cannot be checked", job.id)
+                error = Invalid(f"the files cannot be checked: {caught}", param="training_file")
             job.journal.note(error.message, level="error", data={"code": error.code})
             with suppress(Conflict):  # cancelled meanwhile
                 job.journal.update(
