@@ -306,6 +306,7 @@ def test_unknown_jobs_and_places_are_not_found(
         client.fine_tuning.jobs.resume(trained.id)
 
 
+@pytest.mark.slow
 def test_paused_restarted_killed_and_resumed_it_ends_as_if_nothing_had_happened(
     tiny_base: Path, tmp_path: Path
 ) -> None:

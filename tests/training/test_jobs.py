@@ -275,6 +275,7 @@ def test_a_checkpoint_cut_off_in_the_middle_is_not_gone_on_from(tiny_base: Path,
 # --- processes ---
 
 
+@pytest.mark.slow
 def test_two_supervisors_of_one_home_start_a_run_once(tmp_path: Path) -> None:
     """The run's data is missing: its process says so, which nobody but the journal hears."""
     queue = JobQueue(tmp_path)
@@ -308,6 +309,7 @@ def test_the_queue_needs_no_torch() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+@pytest.mark.slow
 def test_the_command_line_detaches_shows_and_stops(
     tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
