@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from typing import Annotated, Any, TypeVar
 
+import anyio
 import orjson
 from fastapi import APIRouter, Header, Query, Request, Response
 from sse_starlette import EventSourceResponse, ServerSentEvent
@@ -107,11 +108,14 @@ def fine_tuning_router(service: FineTuning) -> APIRouter:
             known = {event_id(number): number + 1 for number in range(len(events))}
             if last is not None and last not in known:
                 raise NotFound(f"job {job_id} has no event '{last[:40]}'", param="after")
+            closing = anyio.Event()
             return EventSourceResponse(
-                _following(service, job_id, known[last] if last else 0),
+                _following(service, job_id, known[last] if last else 0, closing),
                 sep="\n",
                 ping=KEEP_ALIVE_S,
                 ping_message_factory=lambda: ServerSentEvent(comment="keep-alive", sep="\n"),
+                shutdown_event=closing,
+                shutdown_grace_period=2 * POLL_S,
             )
         events = await asyncio.to_thread(job.journal.events)
         numbers = list(reversed(range(len(events))))
@@ -135,9 +139,12 @@ def fine_tuning_router(service: FineTuning) -> APIRouter:
     return router
 
 
-async def _following(service: FineTuning, job_id: str, seen: int) -> AsyncIterator[ServerSentEvent]:
-    """Events from number `seen` on, then `[DONE]` when the job has ended. A paused one may go on: its stream stays."""
-    while True:
+async def _following(
+    service: FineTuning, job_id: str, seen: int, closing: anyio.Event
+) -> AsyncIterator[ServerSentEvent]:
+    """Events from number `seen` on, then `[DONE]` when the job has ended. A paused one may go on: its stream stays,
+    until the server is `closing`; without `[DONE]`, the reader comes back to the next one."""
+    while not closing.is_set():
         job = service.queue.get(job_id)  # before the events: all that led to its end are there
         for event in await asyncio.to_thread(job.journal.events, seen):
             yield ServerSentEvent(orjson.dumps(event_object(seen, event)).decode(), id=event_id(seen), sep="\n")
