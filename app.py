@@ -145,11 +145,19 @@ def build_app(services: Services) -> FastAPI:
     from serving.usage import UsageBook
     from serving.votes import VoteStore
     from serving.watch import WATCH_POLL_S, DirectoryWatcher, publish_found
+    from training.api.fine_tuning import fine_tuning_router
+    from training.figures import JobFigures
+    from training.fine_tuning import FineTuning, bases_for, check_files
+    from training.jobs import JobQueue, Supervisor
 
     settings, chat, database = services.settings, services.chat, services.database
-    keys, metrics = Keys(settings, KeyStore(database), chat.limits), Metrics(chat)
+    queue = JobQueue(settings.root)
+    supervisor = Supervisor(queue, max_running=settings.max_running_jobs, device=settings.device, check=check_files)
+    keys, metrics = Keys(settings, KeyStore(database), chat.limits), Metrics(chat, [JobFigures(queue)])
     usage, votes = UsageBook(database, chat.usage), VoteStore(database)
     lifecycle, files = AdapterLifecycle(chat), FileStore(settings.uploads)
+    bases = bases_for(services.base.name, settings.base)
+    tuning = FineTuning(queue, files, bases, partial(services.registry.require_free, param="suffix"))
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -171,6 +179,8 @@ def build_app(services: Services) -> FastAPI:
                 await asyncio.sleep(WATCH_POLL_S)
 
         tasks = [asyncio.create_task(watch_store()), asyncio.create_task(usage.keep_writing())]
+        if settings.max_running_jobs:
+            tasks.append(asyncio.create_task(supervisor.watch()))
         if settings.watch:
             tasks.append(asyncio.create_task(watch_directories()))
         try:
@@ -216,6 +226,7 @@ def build_app(services: Services) -> FastAPI:
     app.include_router(adapters_router(lifecycle, files, settings, keys), dependencies=user)
     app.include_router(aliases_router(chat, keys), dependencies=user)
     app.include_router(files_router(files, keys), dependencies=user)
+    app.include_router(fine_tuning_router(tuning), dependencies=[Depends(keys.require_admin)])
     app.include_router(operations_router(chat, metrics, keys))
 
     @app.get("/openapi.json", include_in_schema=False, dependencies=user)
@@ -335,6 +346,9 @@ def serve(
     cors_origin: Annotated[
         list[str] | None, typer.Option(help="Origin of a web app that may call this API from a browser; repeatable.")
     ] = None,
+    max_running_jobs: Annotated[
+        int | None, typer.Option(help="Training runs at once; others wait in the queue [1].")
+    ] = None,
     drain_seconds: Annotated[
         float | None, typer.Option(help="What running answers get to finish when the server is asked to stop [6].")
     ] = None,
@@ -369,6 +383,7 @@ def serve(
         api_key=api_key,
         admin_key=admin_key,
         cors_origins=cors_origin,
+        max_running_jobs=max_running_jobs,
         drain_seconds=drain_seconds,
         log_format=log_format,
         database=database,

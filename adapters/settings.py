@@ -70,6 +70,9 @@ class Settings(BaseSettings):
     prefix_cache: bool = True
     api_key: list[str] = []
     admin_key: str | None = None
+    max_running_jobs: int = Field(
+        default=1, ge=0, description="Training runs at once; others wait in the queue. 0: this server starts none."
+    )
     cors_origins: list[str] = Field(
         default=[], description='Origins whose pages may call the API from a browser, or "*" for all; needs keys then.'
     )

@@ -13,8 +13,9 @@ from pydantic import BaseModel
 from adapters.errors import Invalid, NotFound
 from adapters.workspace import sweep, workspace
 
-Purpose = Literal["adapter", "fine-tune"]
-PURPOSES = get_args(Purpose)
+Sent = Literal["adapter", "fine-tune"]  # what callers may upload
+Purpose = Literal[Sent, "fine-tune-results"]
+PURPOSES = get_args(Sent)
 _ID = re.compile(r"file-[0-9a-f]{24}")
 _CONTENT = "content"
 _META = "file.json"
@@ -48,12 +49,16 @@ class FileStore:
             raise Invalid(
                 f"purpose '{purpose[:40]}' is not supported; send one of {', '.join(PURPOSES)}", param="purpose"
             )
+        return self.keep(received, filename, purpose)  # type: ignore[arg-type]
+
+    def keep(self, received: Path, filename: str, purpose: Purpose) -> StoredFile:
+        """As `add`, also for files made here."""
         stored = StoredFile(
             id=f"file-{uuid.uuid4().hex[:24]}",
             bytes=received.stat().st_size,
             created_at=int(time.time()),
             filename=plain_filename(filename),
-            purpose=purpose,  # type: ignore[arg-type]
+            purpose=purpose,
         )
         whole = received.parent / stored.id
         whole.mkdir()

@@ -30,10 +30,14 @@ class HttpFigures:
 
 
 class Metrics:
-    def __init__(self, chat: ChatService):
+    """`others` are counted elsewhere, and handed in."""
+
+    def __init__(self, chat: ChatService, others: Iterable[Collector] = ()):
         self.http = HttpFigures()
         self._registry = CollectorRegistry()
         self._registry.register(_Serving(chat, self.http))
+        for other in others:
+            self._registry.register(other)
         ProcessCollector(registry=self._registry)
 
     def text(self) -> bytes:

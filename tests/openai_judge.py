@@ -38,7 +38,7 @@ class Judge:
             for step in place.split("."):
                 node = node[int(step) if isinstance(node, list) else step]
             node["nullable"] = True
-        self._description = _with_nulls(self._description)
+        self._description = _in_words_of_3_1(self._description)
 
     def complaints(self, schema: str, value: Any) -> list[str]:
         """What is wrong with `value` as one of the description's `schema`s; [] for nothing."""
@@ -50,13 +50,15 @@ class Judge:
         assert not found, f"{schema}: {found}\n{json.dumps(value, ensure_ascii=False)[:2000]}"
 
 
-def _with_nulls(node: Any) -> Any:
-    """OpenAPI 3.0's `nullable`, which the description still uses in places, in 3.1's words."""
+def _in_words_of_3_1(node: Any) -> Any:
+    """OpenAPI 3.0's `nullable` and its yes or no of `exclusiveMinimum`, which the description still uses in places."""
     if isinstance(node, list):
-        return [_with_nulls(part) for part in node]
+        return [_in_words_of_3_1(part) for part in node]
     if not isinstance(node, dict):
         return node
-    whole = {name: _with_nulls(part) for name, part in node.items() if not (name == "nullable" and part is True)}
+    if node.get("exclusiveMinimum") is True:
+        node = {name: part for name, part in node.items() if name != "minimum"} | {"exclusiveMinimum": node["minimum"]}
+    whole = {name: _in_words_of_3_1(part) for name, part in node.items() if not (name == "nullable" and part is True)}
     return whole if len(whole) == len(node) else {"anyOf": [whole, {"type": "null"}]}
 
 

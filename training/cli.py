@@ -11,13 +11,15 @@ import typer
 from rich.console import Console
 
 from adapters.errors import BianlianError, Conflict, Invalid
+from adapters.manifest import check_name
 from adapters.settings import Device, load_settings
 from training.config import TrainConfig, parse_config
-from training.data_cli import (
-    data_cli,
-    silence_libraries,
-)
+from training.data_cli import data_cli
 from training.formats import FORMATS
+from training.job_cli import announce, jobs_cli
+from training.jobs import JobQueue
+from training.quiet import silence_libraries
+from training.sources import absolute
 
 if TYPE_CHECKING:
     from training.run import Finished, Started, Watcher
@@ -39,8 +41,9 @@ _meanwhile = _panel("Meanwhile")
 
 
 def register(cli: typer.Typer) -> None:
-    """Add `train` and `data` to the command line."""
+    """Add `train`, `jobs` and `data` to the command line."""
     cli.command("train")(train_command)
+    cli.add_typer(jobs_cli, name="jobs")
     cli.add_typer(data_cli, name="data")
 
 
@@ -131,6 +134,9 @@ def train_command(
     resume: Annotated[str | None, _meanwhile(help="Go on with this run; needs no other option.")] = None,
     device: Annotated[str | None, _meanwhile(help="auto, cpu or cuda.")] = None,
     card: Annotated[Path | None, _meanwhile(help="JSON file with the persona's title, greeting and samples.")] = None,
+    detach: Annotated[
+        bool, _meanwhile("--detach", help="Queue the run and return; it goes on without this terminal.")
+    ] = False,
 ) -> None:
     """Train an adapter (or, with --method full, a base) and publish it."""
     settings = load_settings(device=device)
@@ -150,8 +156,17 @@ def train_command(
             )
         lists = {key: _split(str(value)) for key, value in given.items() if key in _LISTS}
         config = parse_config({"base": settings.base, **given, **lists, "card": _read_card(card)})
+    if detach:
+        queue = JobQueue(settings.root)
+        if config is None:
+            assert resume is not None
+            announce(queue.resume(resume), settings)
+        else:
+            check_name(config.name)
+            announce(queue.submit(absolute(config)), settings)
+        return
     finished = _run(config, resume, settings.root, settings.device, console)
-    if finished.state == "cancelled":
+    if finished.state != "succeeded":
         console.print(finished.message, highlight=False, soft_wrap=True)
         raise typer.Exit(130)
     _print_result(console, finished)
@@ -161,7 +176,7 @@ def train_with_progress(config: TrainConfig, root: Path, device: Device = "auto"
     """Train and publish under `root`, drawing progress on the terminal. Raises Conflict when it was interrupted."""
     console = Console()
     finished = _run(config, None, root, device, console)
-    if finished.state == "cancelled":
+    if finished.state != "succeeded":
         raise Conflict(finished.message)
     _print_result(console, finished)
     return finished

@@ -11,6 +11,7 @@ from adapters.errors import Invalid
 from adapters.settings import load_settings
 from training.config import TrainConfig, parse_config
 from training.formats import FORMATS
+from training.quiet import silence_libraries
 
 if TYPE_CHECKING:
     from training.preflight import Preflight, PreviewRow
@@ -141,19 +142,6 @@ def _preflight(config: TrainConfig, preview_rows: int) -> "Preflight":
         from training.preflight import preflight
 
         return preflight(config, device=load_settings().device, preview_rows=preview_rows)
-
-
-def silence_libraries() -> None:
-    """Their loading bars and deprecation notes would tear our lines apart; what matters is raised, not logged."""
-    import logging
-    import warnings
-
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", category=FutureWarning)
 
 
 def _print_findings(console: Console, found: "Preflight") -> None:

@@ -34,6 +34,10 @@ class TrainingRow:
     source: int = 0  # which of the run's data sets it is from
 
     @property
+    def num_tokens(self) -> int:
+        return len(self.input_ids)
+
+    @property
     def learned_tokens(self) -> int:
         return sum(label != NOT_LEARNED for label in self.labels)
 

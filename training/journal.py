@@ -1,16 +1,24 @@
 """A run directory: what a run was asked to do, what it is doing, and what it measured.
 
-`config.json` is written once; `status.json` is replaced whole, so a reader never sees half of it; `metrics.jsonl`
-grows by a line at a time. No torch here: other processes read journals while a run writes one."""
+`config.json` is written once, and completed when the run first begins; `status.json` is replaced whole, so a reader
+never sees half of it; `metrics.jsonl` and `events.jsonl` grow by a line at a time. No torch here: other processes read
+journals while a run writes one, and leave their wishes in them."""
 
+import fcntl
 import os
+import platform
+import re
 import secrets
+import shutil
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
+import psutil
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from adapters.errors import Conflict, Invalid, NotFound, nearest
@@ -18,23 +26,70 @@ from training.config import TrainConfig
 
 Model = TypeVar("Model", bound=BaseModel)
 
-State = Literal["queued", "running", "succeeded", "failed", "cancelled"]
+State = Literal["validating", "queued", "running", "paused", "succeeded", "failed", "cancelled"]
+STATES: tuple[State, ...] = get_args(State)
 FINISHED: frozenset[State] = frozenset({"succeeded", "failed", "cancelled"})
+Wish = Literal["pause", "cancel"]  # what others ask of a running run; it looks after every step
 
 CONFIG_FILE = "config.json"
 STATUS_FILE = "status.json"
 METRICS_FILE = "metrics.jsonl"
+EVENTS_FILE = "events.jsonl"
+HEARTBEAT_FILE = "heartbeat"
+WISH_FILE = "wish"
+LOCK_FILE = "lock"
+
+HEARTBEAT_S = 1.0
+SILENT_S = 60.0  # without a heartbeat for this long, a run on a machine that cannot be asked counts as dead
+_JOB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_SAME_START_S = 2.0  # the system's clock may be set between two looks at when a process started
 
 
 class RunConfig(BaseModel):
-    """Format 1 of `config.json`: the request, and what it was asked of. A resumed run must find both unchanged."""
+    """Format 1 of `config.json`: the request, and what it was asked of. A resumed run must find both unchanged.
+    A run that waits in the queue has not looked yet: None."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     format: int = 1
     train: TrainConfig
-    data_sha256: str
-    base_fingerprint: str
+    data_sha256: str | None = None
+    base_fingerprint: str | None = None
+    created: datetime = Field(default_factory=lambda: datetime.now(UTC))
+
+
+class Process(BaseModel):
+    """A process, told apart from a later one that was given the same number."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    pid: int
+    started: float  # seconds since 1970
+    host: str
+
+    @classmethod
+    def of(cls, pid: int) -> "Process":
+        """Raises psutil.NoSuchProcess."""
+        return cls(pid=pid, started=psutil.Process(pid).create_time(), host=platform.node())
+
+    @property
+    def here(self) -> bool:
+        return self.host == platform.node()
+
+    @property
+    def mine(self) -> bool:
+        return self.here and self.pid == os.getpid() and self.alive
+
+    @property
+    def alive(self) -> bool:
+        """Only to be asked on its own machine. A process that has ended and is not waited for is dead."""
+        try:
+            found = psutil.Process(self.pid)
+            if abs(found.create_time() - self.started) > _SAME_START_S:
+                return False
+            return bool(found.status() != psutil.STATUS_ZOMBIE)
+        except psutil.NoSuchProcess:
+            return False
 
 
 class Status(BaseModel):
@@ -45,11 +100,22 @@ class Status(BaseModel):
     format: int = 1
     state: State
     message: str = ""
-    pid: int | None = None  # of the process that runs it
+    code: str | None = None  # of a failure, for programs
+    param: str | None = None  # what a failure is about
+    process: Process | None = None  # which runs it, or ran it last
     step: int = 0
     steps: int = 0
+    trained_tokens: int = 0
+    started: datetime | None = None
+    finished: datetime | None = None
+    estimated_finish: datetime | None = None
     version: str | None = None  # what it was published as
     updated: datetime = Field(default_factory=lambda: datetime.now(UTC))
+
+    def changed(self, **fields: Any) -> "Status":
+        """The same but for `fields` and the time. A run that stands still has no end to be estimated."""
+        still = {} if fields.get("state", self.state) == "running" else {"estimated_finish": None}
+        return Status.model_validate({**dict(self), **still, "updated": datetime.now(UTC), **fields})
 
 
 class Metric(BaseModel):
@@ -72,8 +138,21 @@ class Metric(BaseModel):
     time: float = Field(default_factory=time.time)
 
 
+class Event(BaseModel):
+    """One line of `events.jsonl`: what happened, for people, with `data` for programs."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    level: Literal["info", "warn", "error"] = "info"
+    type: Literal["message", "metrics"] = "message"
+    message: str
+    data: dict[str, Any] = {}
+    time: float = Field(default_factory=time.time)
+
+
 class Journal:
-    """One run directory. One process writes, any number read."""
+    """One run directory. One process runs it; others read, and change its status only by `update` or when it is
+    `locked`."""
 
     def __init__(self, directory: Path):
         self.directory = directory
@@ -86,22 +165,28 @@ class Journal:
     def checkpoints(self) -> Path:
         return self.directory / "checkpoints"
 
+    @property
+    def snapshots(self) -> Path:
+        """Where `step-000040/` and the like are: the adapter alone, as it was after that step."""
+        return self.directory / "snapshots"
+
     @classmethod
-    def create(cls, runs: Path, config: RunConfig) -> "Journal":
-        """A new run directory under `runs`, in state queued."""
-        now = datetime.now(UTC)
-        journal = cls(runs / f"{config.train.name}-{now:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}")
-        journal.directory.mkdir(parents=True)
+    def create(cls, runs: Path, config: RunConfig, *, job_id: str | None = None, state: State = "queued") -> "Journal":
+        """A new run directory under `runs`; "running" means by this process, and no queue takes it. With a `job_id` of
+        `new_job_id`, its directory may hold files already; it is nobody's run before this."""
+        journal = cls(runs / (job_id or new_job_id(config.train.name)))
+        journal.directory.mkdir(parents=True, exist_ok=job_id is not None)
         _replace(journal.directory / CONFIG_FILE, config.model_dump_json(indent=2) + "\n")
-        journal.set_status(Status(state="queued"))
+        journal.set_status(Status(state=state, process=Process.of(os.getpid()) if state == "running" else None))
         return journal
 
     @classmethod
     def open(cls, runs: Path, job_id: str) -> "Journal":
         """An existing run. Raises NotFound."""
-        if Path(job_id).name != job_id or not (runs / job_id / CONFIG_FILE).is_file():
+        if not _JOB_ID.fullmatch(job_id) or not (runs / job_id / CONFIG_FILE).is_file():
             known = [path.parent.name for path in runs.glob(f"*/{CONFIG_FILE}")]
-            raise NotFound(f"no run '{job_id}' under {runs}{nearest(job_id, known)}", param="resume")
+            shown = job_id.encode("ascii", "backslashreplace").decode()[:80]
+            raise NotFound(f"there is no run '{shown}'{nearest(shown, known)}", param="job_id", code="job_not_found")
         return cls(runs / job_id)
 
     def config(self) -> RunConfig:
@@ -113,23 +198,131 @@ class Journal:
     def set_status(self, status: Status) -> None:
         _replace(self.directory / STATUS_FILE, status.model_dump_json(indent=2) + "\n")
 
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Nobody else changes the status meanwhile. Not to be nested. The lock goes with the process that has it."""
+        with (self.directory / LOCK_FILE).open("a") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    def update(self, *, only: Collection[State] = STATES, **fields: Any) -> Status:
+        """Change `fields` of the status and nothing else, at once for everybody. Conflict when its state is not one of
+        `only`."""
+        with self.locked():
+            status = self.status()
+            if status.state not in only:
+                raise Conflict(f"run {self.job_id} is {status.state}, not {' or '.join(only)}")
+            status = status.changed(**fields)
+            self.set_status(status)
+        return status
+
+    def settle(self, data_sha256: str, base_fingerprint: str | None = None) -> None:
+        """Note what the run is asked of, as far as it is known. Conflict when it began with something else."""
+        config = self.config()
+        if config.data_sha256 not in (None, data_sha256):
+            raise Conflict(f"the data of run {self.job_id} has changed since it began; start a new run", param="resume")
+        if base_fingerprint and config.base_fingerprint not in (None, base_fingerprint):
+            raise Conflict(
+                f"base '{config.train.base}' is not the one run {self.job_id} began with; start a new run",
+                param="resume",
+            )
+        settled = config.model_copy(
+            update={"data_sha256": data_sha256, "base_fingerprint": base_fingerprint or config.base_fingerprint}
+        )
+        if settled != config:
+            _replace(self.directory / CONFIG_FILE, settled.model_dump_json(indent=2) + "\n")
+
     def begin(self) -> None:
         """Mark the run as running in this process. Conflict when it has succeeded, or another process runs it."""
-        status = self.status()
-        if status.state == "succeeded":
-            raise Conflict(
-                f"run {self.job_id} has succeeded already, as {status.version}; start a new one", param="resume"
+        with self.locked():
+            status = self.status()
+            if status.state == "succeeded":
+                raise Conflict(
+                    f"run {self.job_id} has succeeded already, as {status.version}; start a new one", param="resume"
+                )
+            handed_over = status.state == "running" and status.process is not None and status.process.mine
+            if status.state == "running" and not handed_over and self.is_alive(status):
+                assert status.process is not None
+                raise Conflict(f"run {self.job_id} is running in process {status.process.pid}", param="resume")
+            if not handed_over:  # else there may be a wish already, about this very start
+                self.forget_wish()
+            self.beat()
+            self.set_status(
+                Status(
+                    state="running",
+                    process=Process.of(os.getpid()),
+                    started=status.started or datetime.now(UTC),
+                    step=status.step,
+                    steps=status.steps,
+                    trained_tokens=status.trained_tokens,
+                )
             )
-        if status.state == "running" and status.pid not in (None, os.getpid()) and _alive(status.pid):
-            raise Conflict(f"run {self.job_id} is running in process {status.pid}", param="resume")
-        self.set_status(Status(state="running", pid=os.getpid(), step=status.step, steps=status.steps))
+
+    def is_alive(self, status: Status) -> bool:
+        """Whether the process of a running run is. On another machine only its heartbeat tells."""
+        if status.process is None:
+            return False
+        if status.process.here:
+            return status.process.alive
+        return time.time() - self.last_beat() < SILENT_S
+
+    def beat(self) -> None:
+        (self.directory / HEARTBEAT_FILE).touch()
+
+    def last_beat(self) -> float:
+        """When the run's process was last heard of, in seconds since 1970; 0 if never."""
+        try:
+            return (self.directory / HEARTBEAT_FILE).stat().st_mtime
+        except FileNotFoundError:
+            return 0.0
+
+    @contextmanager
+    def beating(self) -> Iterator[None]:
+        """Beats every second, whatever this process is doing."""
+        ended = threading.Event()
+
+        def keep_beating() -> None:
+            while not ended.wait(HEARTBEAT_S):
+                self.beat()
+
+        thread = threading.Thread(target=keep_beating, name="heartbeat", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+
+    def ask(self, wish: Wish) -> None:
+        """Ask the running run to stop after its step; the last wish counts."""
+        _replace(self.directory / WISH_FILE, wish)
+
+    def wish(self) -> Wish | None:
+        try:
+            return "pause" if (self.directory / WISH_FILE).read_text() == "pause" else "cancel"
+        except FileNotFoundError:
+            return None
+
+    def forget_wish(self) -> None:
+        (self.directory / WISH_FILE).unlink(missing_ok=True)
+
+    def note(self, message: str, **fields: Any) -> None:
+        """Add an event."""
+        self._add_line(EVENTS_FILE, Event(message=message, **fields).model_dump_json())
+
+    def events(self, skip: int = 0) -> list[Event]:
+        """All but the first `skip`, oldest first. An event keeps its place for ever."""
+        return [Event.model_validate_json(line) for line in self._lines(EVENTS_FILE)[skip:]]
+
+    def remove(self) -> None:
+        """Delete the directory."""
+        shutil.rmtree(self.directory)
 
     def append(self, metric: Metric) -> None:
-        with (self.directory / METRICS_FILE).open("a", encoding="utf-8") as file:
-            file.write(metric.model_dump_json(exclude_none=True) + "\n")
+        self._add_line(METRICS_FILE, metric.model_dump_json(exclude_none=True))
 
     def metrics(self) -> list[Metric]:
-        return [Metric.model_validate_json(line) for line in self._metric_lines()]
+        return [Metric.model_validate_json(line) for line in self._lines(METRICS_FILE)]
 
     def metric(self, kind: str) -> Metric | None:
         """The last metric of `kind`."""
@@ -152,13 +345,21 @@ class Journal:
                 return
             time.sleep(poll_s)
 
-    def _metric_lines(self) -> list[str]:
+    def _add_line(self, name: str, line: str) -> None:
+        """In one write, because a queue and a run may both have something to say."""
+        file = os.open(self.directory / name, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            os.write(file, f"{line}\n".encode())
+        finally:
+            os.close(file)
+
+    def _lines(self, name: str) -> list[str]:
         """Whole lines only: the last may still be on its way."""
         try:
-            text = (self.directory / METRICS_FILE).read_text(encoding="utf-8")
+            text = (self.directory / name).read_text(encoding="utf-8")
         except FileNotFoundError:
             return []
-        return text[: text.rfind("\n") + 1].splitlines()
+        return text[: text.rfind("\n")].split("\n") if "\n" in text else []  # U+2028 ends no line in JSON
 
     def _read(self, name: str, model: type[Model]) -> Model:
         path = self.directory / name
@@ -171,17 +372,11 @@ class Journal:
             raise Invalid(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
 
 
+def new_job_id(name: str) -> str:
+    return f"{name}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+
+
 def _replace(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}-{os.getpid()}")
+    partial = path.with_name(f".{path.name}-{os.getpid()}-{threading.get_ident()}")
     partial.write_text(text, encoding="utf-8")
     partial.replace(path)
-
-
-def _alive(pid: int | None) -> bool:
-    try:
-        os.kill(pid or 0, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

@@ -69,6 +69,11 @@ class PreferenceRow:
     def answers(self) -> list[Answer]:
         return [Answer(self.prompt_ids, ids) for ids in (self.chosen_ids, self.rejected_ids) if ids is not None]
 
+    @property
+    def num_tokens(self) -> int:
+        """Tokens read to learn from it: the prompt once for each answer."""
+        return sum(len(answer.input_ids) for answer in self.answers)
+
     def strange_answer(self, other: "PreferenceRow") -> Answer:
         """What `other` answered, as if it had been this row's prompt."""
         return Answer(self.prompt_ids, other.answer.answer_ids)

@@ -1,23 +1,26 @@
 """One run, from a data file to a published adapter. Everything on the way is recorded in the run's journal.
 
-A run is refused before it leaves anything behind, or it ends in one of three states: succeeded with a version in
-the store, cancelled with a checkpoint to go on from, or failed with a message that says the way out."""
+A run is refused before it leaves anything behind, or it ends in one of four states: succeeded with a version in
+the store, paused or cancelled with a checkpoint to go on from, or failed with a message that says the way out.
+`python -m training.run DIRECTORY` runs what waits in a run directory; the queue starts it so."""
 
 import json
 import math
 import shutil
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
 from adapters.base_model import BaseModel, load_base
-from adapters.errors import BianlianError, Conflict
+from adapters.errors import BianlianError
 from adapters.manifest import AdapterManifest, AdapterVersion, TrainingRecord, check_name
 from adapters.renderer import ChatRenderer
 from adapters.settings import Device
@@ -26,7 +29,8 @@ from training.bases import check_base_name, publish_base
 from training.combinations import check_combinations
 from training.config import Plan, TrainConfig, max_length_for, plan_for
 from training.dataset import TrainingRow
-from training.journal import Journal, Metric, RunConfig, Status
+from training.failures import TrainingFailed, explain
+from training.journal import Journal, Metric, RunConfig
 from training.report import Report
 from training.run_data import Rows, RunData, check_data, hash_of
 from training.sources import absolute
@@ -67,7 +71,7 @@ class Started:
 @dataclass(frozen=True)
 class Finished:
     job_id: str
-    state: str  # succeeded or cancelled
+    state: str  # succeeded, paused or cancelled
     message: str
     version: AdapterVersion | None = None  # of adapters
     base: Path | None = None  # of method full
@@ -98,14 +102,15 @@ def start_run(config: TrainConfig, root: Path, *, device: Device = "auto", watch
         check_base_name(root, config.name)
     config = absolute(config)
     watcher.on_stage("reading data")
-    dataset = check_data(config)
+    data = check_data(config)
     watcher.on_stage("loading base")
     base = _load(config, device)
     journal = Journal.create(
         root / "runs",
         RunConfig(train=config, data_sha256=hash_of(config), base_fingerprint=base.fingerprint),
+        state="running",
     )
-    return _Run(journal, base, dataset, root, watcher).execute()
+    return _Run(journal, watcher).execute(lambda: (data, base))
 
 
 def resume_run(job_id: str, root: Path, *, device: Device = "auto", watcher: Watcher | None = None) -> Finished:
@@ -114,17 +119,30 @@ def resume_run(job_id: str, root: Path, *, device: Device = "auto", watcher: Wat
     Raises NotFound for an unknown run, Conflict when it is running, has succeeded, or its data or base changed."""
     watcher = watcher or Watcher()
     journal = Journal.open(root / "runs", job_id)
+    data, base = _prepare(journal, device, watcher.on_stage)
+    return _Run(journal, watcher).execute(lambda: (data, base))
+
+
+def run_job(directory: Path, *, device: Device = "auto", watcher: Watcher | None = None) -> Finished:
+    """Run what waits in `directory`, to the end or from its last checkpoint on. Nobody may be looking: whatever is
+    wrong with data or base fails the run and is in its status. Raises Conflict when another process runs it."""
+    journal = Journal(directory)
+    run = _Run(journal, watcher or Watcher())
+    return run.execute(lambda: _prepare(journal, device, run.enter))
+
+
+def _prepare(journal: Journal, device: Device, on_stage: Callable[[str], None]) -> tuple[RunData, BaseModel]:
+    """What the run needs, the same as when it began if it has."""
     asked = journal.config()
-    config = asked.train
-    watcher.on_stage("reading data")
-    dataset = check_data(config)
-    if hash_of(config) != asked.data_sha256:
-        raise Conflict(f"the data of run {job_id} has changed since it began; start a new run", param="resume")
-    watcher.on_stage("loading base")
-    base = _load(config, device)
-    if base.fingerprint != asked.base_fingerprint:
-        raise Conflict(f"base '{config.base}' is not the one run {job_id} began with; start a new run", param="resume")
-    return _Run(journal, base, dataset, root, watcher).execute()
+    check_combinations(asked.train)
+    on_stage("reading data")
+    data = check_data(asked.train)
+    digest = hash_of(asked.train)
+    journal.settle(digest)
+    on_stage("loading base")
+    base = _load(asked.train, device)
+    journal.settle(digest, base.fingerprint)
+    return data, base
 
 
 def _load(config: TrainConfig, device: Device) -> BaseModel:
@@ -139,38 +157,82 @@ def _load(config: TrainConfig, device: Device) -> BaseModel:
 
 
 class _Run:
-    def __init__(self, journal: Journal, base: BaseModel, data: RunData, root: Path, watcher: Watcher):
+    def __init__(self, journal: Journal, watcher: Watcher):
         self.journal = journal
-        self.base = base
-        self.data = data
-        self.root = root
+        self.root = journal.directory.parent.parent
         self.watcher = watcher
-        self.asked = journal.config()
-        self.config = self.asked.train
-        self.stop = threading.Event()
+        self.config = journal.config().train
+        self.signal: int | None = None  # that asked this process to stop
+        self.data: RunData
+        self.base: BaseModel
+        self.tokens_per_epoch = 0
 
-    def execute(self) -> Finished:
+    def execute(self, prepare: Callable[[], tuple[RunData, BaseModel]]) -> Finished:
         self.journal.begin()
         try:
-            with _interrupts_set(self.stop):
+            with self._interrupts_noted(), self.journal.beating():
+                self.data, self.base = prepare()
+                if self._asked_to_stop():
+                    raise Cancelled
                 return self._train_and_publish()
         except (Cancelled, KeyboardInterrupt):
-            return self._cancelled()
+            return self._stopped()
         except Exception as error:
-            message = _explain(error, self.journal.job_id)
-            self._set_state("failed", message)
+            discard_partial(self.journal)  # also makes room, should the disk be full
+            failure = explain(error, self.journal.job_id)
+            self.journal.note(failure.message, level="error", data={"code": failure.code})
+            self._set_state(
+                "failed",
+                failure.message,
+                code=failure.code,
+                param=failure.param,
+                finished=datetime.now(UTC),
+            )
             if isinstance(error, BianlianError):
                 raise
-            raise TrainingFailed(message) from error
+            raise failure from error
+
+    def enter(self, stage: str) -> None:
+        self.journal.note(stage)
+        self.watcher.on_stage(stage)
+
+    def _asked_to_stop(self) -> bool:
+        return self.signal is not None or self.journal.wish() is not None
+
+    @contextmanager
+    def _interrupts_noted(self) -> Iterator[None]:
+        """Ctrl-C and SIGTERM let the run finish its step; a second one breaks off at once."""
+        if threading.current_thread() is not threading.main_thread():
+            yield  # signals reach the main thread only; whoever owns it leaves a wish in the journal
+            return
+
+        def ask(signum: int, frame: object) -> None:
+            if self.signal is not None:
+                raise KeyboardInterrupt
+            self.signal = signum
+
+        before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     def _train_and_publish(self) -> Finished:
         training, validation = self.data.parts(self.config)
+        self.tokens_per_epoch = sum(row.num_tokens for row in training)
         plan = self._plan(training)
         model = trainable(self.base, self.config, plan)
+        discard_partial(self.journal)
         checkpoint = last_checkpoint(self.journal.checkpoints)
         measured = self._validation(model, validation, plan)
         before = self._before(model, measured)
         self.journal.rewind(checkpoint[1] if checkpoint else 0)
+        resumed = f", resumed at step {checkpoint[1]}" if checkpoint else ""
+        self.journal.note(
+            f"training on {len(training)} rows, {len(validation)} for validation{resumed}",
+            data={"learning_rate": plan.learning_rate, "batch_size": plan.batch_size, "seed": self.config.seed},
+        )
         self.watcher.on_start(
             Started(
                 job_id=self.journal.job_id,
@@ -194,11 +256,11 @@ class _Run:
             resume_from=checkpoint[0] if checkpoint else None,
             on_step=self._record,
             on_evaluation=self._record_evaluation,
-            cancelled=self.stop.is_set,
+            cancelled=self._asked_to_stop,
         )
         if not trained.finished:
             raise Cancelled
-        self.watcher.on_stage("validating")
+        self.enter("validating")
         after = self._after(model, measured, trained)
         record = self._training_record(trained, len(training), before, after)
         finished = self._publish(model, record, before, after)
@@ -232,7 +294,7 @@ class _Run:
         if not rows:
             return None
         if not self.journal.metric("base_validation"):
-            self.watcher.on_stage("validating base")
+            self.enter("validating base")
         tokenizer = self.base.tokenizer
         return Validation(
             model,
@@ -241,7 +303,7 @@ class _Run:
             beta=plan.beta,
             pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
             compute_in=compute_dtype(self.base, self.config),
-            cancelled=self.stop.is_set,
+            cancelled=self._asked_to_stop,
         )
 
     def _before(self, model: Any, validation: Validation | None) -> Evaluation | None:
@@ -250,7 +312,7 @@ class _Run:
             return None
         if known := self.journal.metric("base_validation"):
             return _evaluation(known)
-        evaluation = validation.measure(model, self.stop.is_set)
+        evaluation = validation.measure(model, self._asked_to_stop)
         self._append("base_validation", 0, evaluation)
         return evaluation
 
@@ -260,7 +322,7 @@ class _Run:
             return None
         step = trained.best_step or trained.steps
         known = [metric for metric in self.journal.metrics() if metric.kind == "validation" and metric.step == step]
-        evaluation = _evaluation(known[-1]) if known else validation.measure(model, self.stop.is_set)
+        evaluation = _evaluation(known[-1]) if known else validation.measure(model, self._asked_to_stop)
         self._append("tuned_validation", step, evaluation)
         return evaluation
 
@@ -270,18 +332,17 @@ class _Run:
 
     def _append(self, kind: str, step: int, evaluation: Evaluation) -> None:
         if not math.isfinite(evaluation.loss):
-            raise TrainingFailed(
-                f"training diverged: the validation loss is {evaluation.loss} at step {step}. Start again with a "
-                "smaller --learning-rate"
-            )
+            raise self._diverged(f"the validation loss is {evaluation.loss} at step {step}")
         self.journal.append(Metric.model_validate({"kind": kind, "step": step, **vars(evaluation)}))
+        self.journal.note(
+            f"Step {step}: {kind.replace('_', ' ')} loss={evaluation.loss:.4f}",
+            type="metrics",
+            data={"step": step, "valid_loss": evaluation.loss},
+        )
 
     def _record(self, progress: Progress) -> None:
         if not math.isfinite(progress.loss):
-            raise TrainingFailed(
-                f"training diverged: the loss is {progress.loss} at step {progress.step}. Start again with a smaller "
-                f"--learning-rate (it was {progress.learning_rate:.2g})"
-            )
+            raise self._diverged(f"the loss is {progress.loss} at step {progress.step}", progress.learning_rate)
         self.journal.append(
             Metric(
                 kind="step",
@@ -295,15 +356,34 @@ class _Run:
                 reward_accuracy=progress.reward_accuracy,
             )
         )
-        self._set_state("running", step=progress.step, steps=progress.steps)
+        self.journal.note(
+            f"Step {progress.step}/{progress.steps}: training loss={progress.loss:.4f}",
+            type="metrics",
+            data={"step": progress.step, "total_steps": progress.steps, "train_loss": progress.loss},
+        )
+        self._set_state(
+            "running",
+            step=progress.step,
+            steps=progress.steps,
+            trained_tokens=round(self.tokens_per_epoch * progress.epoch),
+            estimated_finish=datetime.now(UTC) + timedelta(seconds=progress.remaining_s),
+        )
         self.watcher.on_step(progress)
+
+    def _diverged(self, what: str, learning_rate: float | None = None) -> "TrainingFailed":
+        was = f" (it was {learning_rate:.2g})" if learning_rate else ""
+        return TrainingFailed(
+            f"training diverged: {what}. Start again with a smaller --learning-rate{was}",
+            code="diverged",
+            param="learning_rate",
+        )
 
     def _training_record(
         self, trained: Trained, rows: int, before: Evaluation | None, after: Evaluation | None
     ) -> TrainingRecord:
         losses = [metric.loss for metric in self.journal.metrics() if metric.kind == "step"]
         return TrainingRecord(
-            data_sha256=self.asked.data_sha256,
+            data_sha256=self.journal.config().data_sha256 or hash_of(self.config),
             rows=rows,
             epochs=trained.epochs,
             steps=trained.steps,
@@ -316,7 +396,7 @@ class _Run:
     def _publish(
         self, model: Any, record: TrainingRecord, before: Evaluation | None, after: Evaluation | None
     ) -> Finished:
-        self.watcher.on_stage("publishing")
+        self.enter("publishing")
         renderer = ChatRenderer(self.base.tokenizer, self.base.stop_token_ids)
         manifest = AdapterManifest(
             name=self.config.name,
@@ -328,7 +408,7 @@ class _Run:
             card=self.config.card,
             training=record,
         )
-        version, base = None, None
+        version, base, data = None, None, {}
         if self.config.method == "full":
             base = publish_base(
                 self.root, self.config.name, lambda directory: self._write_base(model, directory, manifest)
@@ -339,24 +419,45 @@ class _Run:
             save_adapter(model, directory)
             manifest.write(directory)
             version = AdapterStore(self.root / "store").publish(directory, self.config.name)
-            published, message = str(version), f"published as {version}"
-        self._set_state("succeeded", message, version=published)
+            published, message, data = str(version), f"published as {version}", {"digest": version.digest}
+        self.journal.note(message, data={"version": published, **data})
+        self._set_state(
+            "succeeded",
+            message,
+            version=published,
+            finished=datetime.now(UTC),
+            trained_tokens=round(self.tokens_per_epoch * record.epochs),
+        )
         return Finished(self.journal.job_id, "succeeded", message, version, base, record, before, after)
 
     def _write_base(self, model: Any, directory: Path, manifest: AdapterManifest) -> None:
         save_model(model, self.base.tokenizer, directory, _dtype_on_disk(self.base))
         manifest.write(directory)
 
-    def _cancelled(self) -> Finished:
+    def _stopped(self) -> Finished:
+        """Paused by a wish or SIGTERM, as when the machine is shut down; cancelled by a wish or Ctrl-C."""
+        wish = self.journal.wish() or ("pause" if self.signal == signal.SIGTERM else "cancel")
         checkpoint = last_checkpoint(self.journal.checkpoints)
         kept = f"checkpoint kept at step {checkpoint[1]}" if checkpoint else "no step was finished"
-        message = f"cancelled; {kept}. Go on with: bianlian train --resume {self.journal.job_id}"
-        self._set_state("cancelled", message)
-        return Finished(self.journal.job_id, "cancelled", message)
+        state, finished = ("paused", None) if wish == "pause" else ("cancelled", datetime.now(UTC))
+        message = f"{state}; {kept}. Go on with: bianlian train --resume {self.journal.job_id}"
+        self.journal.note(message)
+        self._set_state(state, message, finished=finished)
+        return Finished(self.journal.job_id, state, message)
 
-    def _set_state(self, state: str, message: str = "", **fields: object) -> None:
-        old = self.journal.status().model_dump(exclude={"updated"})
-        self.journal.set_status(Status.model_validate({**old, "state": state, "message": message, **fields}))
+    # Events come before the state that they lead to: who sees the end has seen why.
+    def _set_state(self, state: str, message: str = "", **fields: Any) -> None:
+        self.journal.update(state=state, message=message, **fields)
+
+
+def discard_partial(journal: Journal) -> None:
+    """Delete checkpoints that were cut off while being written, and an adapter that never got published."""
+    for path in journal.checkpoints.glob("checkpoint-*"):
+        try:
+            json.loads((path / "trainer_state.json").read_bytes())
+        except (OSError, ValueError):
+            shutil.rmtree(path, ignore_errors=True)
+    shutil.rmtree(journal.directory / "adapter", ignore_errors=True)
 
 
 def _evaluation(metric: Metric) -> Evaluation:
@@ -371,42 +472,21 @@ def _dtype_on_disk(base: BaseModel) -> torch.dtype:
     return found if isinstance(found, torch.dtype) else torch.float32
 
 
-class TrainingFailed(BianlianError):
-    """The run broke off; its journal says the same."""
+def main(directory: str, device: str = "auto") -> int:
+    """What the queue starts. The status says how it ended; what is printed ends up in the run's log."""
+    from training.quiet import silence_libraries
 
-    code = "training_failed"
-
-
-def _explain(error: Exception, job_id: str) -> str:
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    if isinstance(error, BianlianError):
-        return error.message
-    if "out of memory" in reason.lower() or isinstance(error, MemoryError):
-        return (
-            f"out of memory ({reason}). Start again with a smaller --batch-size or --max-length, "
-            "or go on after freeing memory"
-        )
-    again = f"go on with: bianlian train --resume {job_id}"
-    if isinstance(error, OSError):
-        return f"{reason}. Free space or mend permissions, then {again}"
-    return f"{type(error).__name__}: {reason}. Checkpoints are kept; {again}"
-
-
-@contextmanager
-def _interrupts_set(event: threading.Event) -> Iterator[None]:
-    """Ctrl-C and SIGTERM set `event`, so that a run can finish its step; a second Ctrl-C breaks off at once."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # signals reach the main thread only; whoever owns it cancels another way
-        return
-
-    def ask(signum: int, frame: object) -> None:
-        if event.is_set():
-            raise KeyboardInterrupt
-        event.set()
-
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    silence_libraries()
+    with suppress(OSError):  # should memory run out, the kernel is to end this process and not the server
+        Path("/proc/self/oom_score_adj").write_text("500")
+    assert device in get_args(Device)
     try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        print(run_job(Path(directory), device=device).message)  # type: ignore[arg-type]
+    except BianlianError as error:
+        print(error.message, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from adapters.errors import Invalid
+from adapters.settings import BUNDLED
 from training.config import TrainConfig
 from training.dataset_info import FILE_NAME, read_entry
 from training.files import SUFFIXES
@@ -26,8 +27,11 @@ class Source:
 def absolute(config: TrainConfig) -> TrainConfig:
     """`config` as it means the same in any working directory. A name that follows `dataset_info.json:NAME` is one more
     of that list."""
+    base = Path(config.base).expanduser()
+    bundled = (BUNDLED / config.base / "config.json").is_file()
     return config.model_copy(
         update={
+            "base": str(base.resolve()) if not bundled and (base / "config.json").is_file() else config.base,
             "data": tuple(_full(config.data)),
             "validation_data": tuple(_full(config.validation_data)),
             "replay_data": tuple(_full(config.replay_data)),

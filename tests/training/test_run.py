@@ -17,7 +17,7 @@ from adapters.renderer import ChatRenderer
 from adapters.store import AdapterStore
 from training import run as run_module
 from training.config import TrainConfig, parse_config
-from training.journal import Journal, Metric, RunConfig, Status
+from training.journal import Journal, Metric, Process, RunConfig, Status
 from training.run import Watcher, resume_run, start_run
 
 ROWS = [{"instruction": f"say {n}", "output": f"{n} and {n + 1}", "system": "You count."} for n in range(12)]
@@ -177,7 +177,7 @@ def test_a_diverged_run_stops_and_names_the_learning_rate(tiny_base: Path, tmp_p
 def test_a_run_of_another_process_is_left_alone(tmp_path: Path) -> None:
     asked = TrainConfig(data=(Path("x"),), name="x")
     journal = Journal.create(tmp_path, RunConfig(train=asked, data_sha256="0", base_fingerprint="0"))
-    journal.set_status(Status(state="running", pid=os.getppid()))
+    journal.set_status(Status(state="running", process=Process.of(os.getppid())))
     with pytest.raises(Conflict, match=f"running in process {os.getppid()}"):
         journal.begin()
 

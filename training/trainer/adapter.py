@@ -53,6 +53,8 @@ def add_adapter(base: BaseModel, config: TrainConfig, plan: Plan) -> PeftModel:
     saved = model.peft_config["default"]
     # A path of this machine means nothing where the adapter goes; PEFT put it there.
     saved.base_model_name_or_path = base.name
+    # PEFT keeps a set, whose order differs between processes: equal runs would make unequal files.
+    saved.target_modules = lora.target_modules = targets
     if changes_base:
         # PEFT reads this field wherever it copies or loads an adapter, and would take the principal part out of the
         # base a second time.

@@ -1,0 +1,48 @@
+"""The table of a finished run's metrics, as OpenAI gives it out: a CSV among the uploaded files, made when it is first
+asked for."""
+
+import csv
+from pathlib import Path
+
+from adapters.errors import NotFound
+from training.fine_tuning import Files
+from training.jobs import Job
+from training.journal import Journal
+
+COLUMNS = ("step", "train_loss", "valid_loss", "learning_rate", "epoch", "tokens_per_s")
+_NOTE = "result_file"
+
+
+def result_file_ids(job: Job, files: Files) -> list[str]:
+    """Of a run that has succeeded; [] of another, and once the file was deleted. Blocks."""
+    if job.status.state != "succeeded":
+        return []
+    note = job.journal.directory / _NOTE
+    with job.journal.locked():
+        if not note.is_file():
+            with files.workspace() as workspace:
+                table = workspace / "step_metrics.csv"
+                write_table(job.journal, table)
+                note.write_text(files.keep(table, f"{job.id}-step_metrics.csv", "fine-tune-results").id)
+        file_id = note.read_text()
+    try:
+        files.get(file_id)
+    except NotFound:
+        return []
+    return [file_id]
+
+
+def write_table(journal: Journal, target: Path) -> None:
+    """One line a step; the validation loss stands where it was measured."""
+    lines: dict[int, dict[str, float | None]] = {}
+    for metric in journal.metrics():
+        line = lines.setdefault(metric.step, {"step": metric.step})
+        if metric.kind == "step":
+            line |= {"train_loss": metric.loss, "learning_rate": metric.learning_rate, "epoch": metric.epoch}
+            line["tokens_per_s"] = metric.tokens_per_s
+        elif metric.kind.endswith("validation"):
+            line["valid_loss"] = metric.loss
+    with target.open("w", newline="", encoding="utf-8") as file:
+        table = csv.DictWriter(file, COLUMNS, restval="")
+        table.writeheader()
+        table.writerows(lines[step] for step in sorted(lines))
