@@ -131,6 +131,7 @@ def build_app(services: Services) -> FastAPI:
     from serving.api.models import models_router
     from serving.api.operations import operations_router
     from serving.api.paths import PathSpellings, unknown_router
+    from serving.api.probe import probe_router
     from serving.api.request_log import RequestLog
     from serving.api.responses import responses_router
     from serving.api.text_completions import text_completions_router
@@ -141,6 +142,7 @@ def build_app(services: Services) -> FastAPI:
     from serving.keys import KeyStore
     from serving.lifecycle import AdapterLifecycle
     from serving.metrics import Metrics
+    from serving.probe import Prober
     from serving.response_store import ResponseStore
     from serving.usage import UsageBook
     from serving.votes import VoteStore
@@ -149,7 +151,7 @@ def build_app(services: Services) -> FastAPI:
     settings, chat, database = services.settings, services.chat, services.database
     keys, metrics = Keys(settings, KeyStore(database), chat.limits), Metrics(chat)
     usage, votes = UsageBook(database, chat.usage), VoteStore(database)
-    lifecycle, files = AdapterLifecycle(chat), FileStore(settings.uploads)
+    lifecycle, files, prober = AdapterLifecycle(chat), FileStore(settings.uploads), Prober(chat)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -171,6 +173,7 @@ def build_app(services: Services) -> FastAPI:
                 await asyncio.sleep(WATCH_POLL_S)
 
         tasks = [asyncio.create_task(watch_store()), asyncio.create_task(usage.keep_writing())]
+        tasks.append(asyncio.create_task(prober.watch()))
         if settings.watch:
             tasks.append(asyncio.create_task(watch_directories()))
         try:
@@ -216,6 +219,7 @@ def build_app(services: Services) -> FastAPI:
     app.include_router(adapters_router(lifecycle, files, settings, keys), dependencies=user)
     app.include_router(aliases_router(chat, keys), dependencies=user)
     app.include_router(files_router(files, keys), dependencies=user)
+    app.include_router(probe_router(prober, keys))
     app.include_router(operations_router(chat, metrics, keys))
 
     @app.get("/openapi.json", include_in_schema=False, dependencies=user)

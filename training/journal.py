@@ -14,6 +14,7 @@ from typing import Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from adapters.errors import Conflict, Invalid, NotFound, nearest
+from adapters.snapshots import RunSnapshots
 from training.config import TrainConfig
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -81,6 +82,10 @@ class Journal:
     @property
     def checkpoints(self) -> Path:
         return self.directory / "checkpoints"
+
+    @property
+    def snapshots(self) -> RunSnapshots:
+        return RunSnapshots(self.directory)
 
     @classmethod
     def create(cls, runs: Path, config: RunConfig) -> "Journal":

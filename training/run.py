@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from adapters.base_model import BaseModel, load_base, locate_base
@@ -17,10 +18,12 @@ from adapters.errors import BianlianError, Conflict, Invalid
 from adapters.manifest import AdapterManifest, AdapterVersion, TrainingRecord, check_name
 from adapters.renderer import ChatRenderer
 from adapters.settings import Device
+from adapters.snapshots import Series
 from adapters.store import AdapterStore
 from training.config import Plan, TrainConfig, max_length_for, plan_for
 from training.dataset import Dataset, Report, TrainingRow, data_sha256, load_dataset
 from training.journal import Journal, Metric, RunConfig, Status
+from training.snapshots import demo_prompts, is_due
 from training.trainer import (
     Cancelled,
     Progress,
@@ -177,6 +180,7 @@ class _Run:
         checkpoint = last_checkpoint(self.journal.checkpoints)
         base_loss = self._base_loss(model, validation)
         self.journal.rewind(checkpoint[1] if checkpoint else 0)
+        self._begin_snapshots(checkpoint[1] if checkpoint else 0)
         self.watcher.on_start(
             Started(
                 job_id=self.journal.job_id,
@@ -197,7 +201,7 @@ class _Run:
             plan,
             self.journal.checkpoints,
             resume_from=checkpoint[0] if checkpoint else None,
-            on_step=self._record,
+            on_step=partial(self._record, model, len(training), base_loss),
             cancelled=self.stop.is_set,
         )
         if not trained.finished:
@@ -226,7 +230,18 @@ class _Run:
         self.journal.append(Metric.model_validate({"kind": kind, "step": step, "loss": loss}))
         return loss
 
-    def _record(self, progress: Progress) -> None:
+    def _begin_snapshots(self, at_step: int) -> None:
+        if self.config.snapshot_steps == 0:
+            return
+        series = Series(
+            name=self.config.name,
+            base_fingerprint=self.base.fingerprint,
+            system_prompt=self.dataset.report.system_prompt,
+            prompts=demo_prompts(self.config),
+        )
+        self.journal.snapshots.begin(series, at_step)
+
+    def _record(self, model: object, rows: int, base_loss: float | None, progress: Progress) -> None:
         if not math.isfinite(progress.loss):
             raise TrainingFailed(
                 f"training diverged: the loss is {progress.loss} at step {progress.step}. Start again with a smaller "
@@ -244,6 +259,10 @@ class _Run:
             )
         )
         self._set_state("running", step=progress.step, steps=progress.steps)
+        if is_due(progress.step, progress.steps, self.config.snapshot_steps):
+            so_far = Trained(progress.step, progress.epoch, progress.loss, finished=False)
+            record = self._training_record(so_far, rows, base_loss, None)
+            self.journal.snapshots.add(progress.step, partial(self._write_adapter, model, record))
         self.watcher.on_step(progress)
 
     def _training_record(self, trained: Trained, rows: int, base: float | None, tuned: float | None) -> TrainingRecord:
@@ -262,6 +281,11 @@ class _Run:
     def _publish(self, model: object, record: TrainingRecord) -> AdapterVersion:
         self.watcher.on_stage("publishing")
         directory = self.journal.directory / "adapter"
+        self._write_adapter(model, record, directory)
+        return self.store.publish(directory, self.config.name)
+
+    def _write_adapter(self, model: object, record: TrainingRecord, directory: Path) -> None:
+        """PEFT files and the manifest."""
         save_adapter(model, directory)
         renderer = ChatRenderer(self.base.tokenizer, self.base.stop_token_ids)
         AdapterManifest(
@@ -273,7 +297,6 @@ class _Run:
             card=self.config.card,
             training=record,
         ).write(directory)
-        return self.store.publish(directory, self.config.name)
 
     def _cancelled(self) -> Finished:
         checkpoint = last_checkpoint(self.journal.checkpoints)

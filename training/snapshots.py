@@ -1,0 +1,22 @@
+"""When a run keeps a snapshot of its adapter, and what the snapshots are asked. How they lie on disk is
+adapters/snapshots.py's business."""
+
+from training.config import TrainConfig
+
+SNAPSHOTS_A_RUN = 8
+DEMO_PROMPTS = ("你好，你是谁？", "我今天有点累，陪我说说话吧。", "Hello! Who are you?", "Tell me about your day.")
+
+
+def is_due(step: int, steps: int, every: int | None) -> bool:
+    """Whether the state after `step` of `steps` is kept. None spreads them evenly, 0 keeps none; the last step is
+    always kept, so that the series ends where the run does."""
+    if every == 0:
+        return False
+    if every is None:
+        return step * SNAPSHOTS_A_RUN // steps > (step - 1) * SNAPSHOTS_A_RUN // steps
+    return step % every == 0 or step == steps
+
+
+def demo_prompts(config: TrainConfig) -> tuple[str, ...]:
+    """The run's own, else the persona's sample questions, else ours."""
+    return config.demo_prompts or tuple(config.card.samples) or DEMO_PROMPTS
