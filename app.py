@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
     from adapters.base_model import BaseModel
+    from adapters.presence import ServerPresence
     from adapters.registry import AdapterRegistry
     from adapters.settings import Settings
     from serving.async_engine import AsyncEngine
@@ -55,9 +56,12 @@ class Services:
     engine: AsyncEngine
     chat: ChatService
     database: Database
+    presence: ServerPresence | None  # None: the home takes no files, so training there will not step back
 
     def close(self) -> None:
         self.engine.close()
+        if self.presence:
+            self.presence.close()
         self.database.close()
 
 
@@ -79,6 +83,7 @@ def _build_services(settings: Settings, base: BaseModel | None, database: Databa
 
     from adapters.base_model import load_base, pick_device
     from adapters.peft_config import read_config
+    from adapters.presence import ServerPresence
     from adapters.registry import AdapterRegistry
     from adapters.renderer import ChatRenderer
     from adapters.samples import offer_samples
@@ -105,8 +110,14 @@ def _build_services(settings: Settings, base: BaseModel | None, database: Databa
     offer_samples(store, base.fingerprint)
     if settings.threads:
         engine.post(partial(torch.set_num_threads, settings.threads))  # on its own thread, where it counts
+    presence = None
+    try:
+        presence = ServerPresence(settings.root)
+        engine.on_awaited = presence.note
+    except OSError as error:
+        log.warning("training beside this server will not step back for it: %s", error)
     engine.start()
-    return Services(settings, base, registry, engine, chat, database)
+    return Services(settings, base, registry, engine, chat, database, presence)
 
 
 def build_app(services: Services) -> FastAPI:

@@ -66,6 +66,7 @@ class Metric(BaseModel):
     learning_rate: float | None = None
     grad_norm: float | None = None
     tokens_per_s: float | None = None
+    paused_s: float | None = None  # of the step's time, for a server's answers
     time: float = Field(default_factory=time.time)
 
 

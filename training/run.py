@@ -35,6 +35,7 @@ from training.trainer import (
     train,
     validation_loss,
 )
+from training.yielding import Yielding
 
 
 @dataclass(frozen=True)
@@ -153,6 +154,8 @@ class _Run:
         self.asked = journal.config()
         self.config = self.asked.train
         self.stop = threading.Event()
+        self.yielding = Yielding(store.root.parent, self.stop.is_set)
+        self.paused_s = 0.0  # until the last step
 
     def execute(self) -> Finished:
         self.journal.begin()
@@ -167,6 +170,8 @@ class _Run:
             if isinstance(error, BianlianError):
                 raise
             raise TrainingFailed(message) from error
+        finally:
+            self.yielding.end()
 
     def _train_and_publish(self) -> Finished:
         training, validation = self.dataset.split(self.config.val_split, self.config.seed)
@@ -203,6 +208,7 @@ class _Run:
             resume_from=checkpoint[0] if checkpoint else None,
             on_step=partial(self._record, model, len(training), base_loss),
             cancelled=self.stop.is_set,
+            step_back=self.yielding.step_back,
         )
         if not trained.finished:
             raise Cancelled
@@ -226,9 +232,14 @@ class _Run:
             return None
         tokenizer = self.base.tokenizer
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-        loss = validation_loss(model, validation, pad, cancelled=self.stop.is_set)  # type: ignore[arg-type]
+        loss = validation_loss(model, validation, pad, cancelled=self._stop_or_step_back)  # type: ignore[arg-type]
         self.journal.append(Metric.model_validate({"kind": kind, "step": step, "loss": loss}))
         return loss
+
+    def _stop_or_step_back(self) -> bool:
+        """Between two batches of a validation: whether it is to stop, after the server has had its turn."""
+        self.yielding.step_back()
+        return self.stop.is_set()
 
     def _begin_snapshots(self, at_step: int) -> None:
         if self.config.snapshot_steps == 0:
@@ -247,6 +258,7 @@ class _Run:
                 f"training diverged: the loss is {progress.loss} at step {progress.step}. Start again with a smaller "
                 f"--learning-rate (it was {progress.learning_rate:.2g})"
             )
+        paused_s, self.paused_s = self.yielding.paused_s - self.paused_s, self.yielding.paused_s
         self.journal.append(
             Metric(
                 kind="step",
@@ -256,6 +268,7 @@ class _Run:
                 learning_rate=progress.learning_rate,
                 grad_norm=progress.grad_norm,
                 tokens_per_s=round(progress.tokens_per_s, 1),
+                paused_s=round(paused_s, 3) or None,
             )
         )
         self._set_state("running", step=progress.step, steps=progress.steps)

@@ -110,10 +110,12 @@ def train(
     resume_from: Path | None = None,
     on_step: Callable[[Progress], None] = lambda progress: None,
     cancelled: Cancel = lambda: False,
+    step_back: Callable[[], None] = lambda: None,
 ) -> Trained:
     """Train `model` in place. Blocks. Leaves the last checkpoints under `checkpoints`; when `cancelled` becomes true,
-    saves one more and returns. From a checkpoint it goes on exactly as if it had never stopped."""
-    reporter = _Reporter(on_step, cancelled)
+    saves one more and returns. From a checkpoint it goes on exactly as if it had never stopped. `step_back` is called
+    after every forward and backward pass."""
+    reporter = _Reporter(on_step, cancelled, step_back)
     with _quiet(), _attention_for(base, rows):
         trainer = _Trainer(
             model=model,
@@ -253,9 +255,10 @@ class LengthGroupedRows(Sampler[int]):
 class _Reporter(TrainerCallback):
     """Turns log lines into Progress, and a wish to stop into a checkpoint and a stop."""
 
-    def __init__(self, on_step: Callable[[Progress], None], cancelled: Cancel):
+    def __init__(self, on_step: Callable[[Progress], None], cancelled: Cancel, step_back: Callable[[], None]):
         self.on_step = on_step
         self.cancelled = cancelled
+        self.step_back = step_back
         self.tokens_seen: Callable[[], int] = lambda: 0
         self._losses: list[float] = []
         self._first_step = 0
@@ -270,7 +273,11 @@ class _Reporter(TrainerCallback):
         self._first_step = state.global_step
         self._started = self._last = time.perf_counter()
 
+    def on_substep_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.step_back()
+
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.step_back()
         if self.cancelled():
             control.should_save = True
             control.should_training_stop = True

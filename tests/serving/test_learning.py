@@ -23,6 +23,7 @@ from serving.probe import Probe
 from tests.serving.running import RunningServer, running_server
 from tests.serving.test_api import settings_for
 from training.config import parse_config
+from training.journal import Journal
 from training.run import start_run
 
 ROWS = [{"instruction": f"say {n}", "output": f"{n} and {n + 1}", "system": "You count."} for n in range(12)]
@@ -53,6 +54,10 @@ def until(condition: Callable[[], bool], process: subprocess.Popen[bytes] | None
     while not condition():
         assert time.monotonic() < deadline and (process is None or process.poll() is None)
         time.sleep(0.05)
+
+
+def journal_of(home: Path, job: str) -> Journal:
+    return Journal.open(home / "runs", job)
 
 
 def peft_says(base: Path, adapter: Path | None, question: str, count: int) -> str:
@@ -89,6 +94,19 @@ def test_snapshots_of_a_running_training_can_be_talked_to(tiny_base: Path, tmp_p
         assert [model.id for model in client.models.list()] == ["tiny"]
         card = client.models.retrieve(f"counter:step-{first}").model_dump()
         assert (card["root"], card["parent"]) == (snapshot_id(job, first), "tiny")
+        # While an answer is given, training waits, but goes on.
+        before = journal_of(home, job).status().step
+        list(
+            client.chat.completions.create(
+                model="tiny",
+                messages=[{"role": "user", "content": "say 3"}],
+                stream=True,
+                max_tokens=400,
+                extra_body={"ignore_eos": True},
+            )
+        )
+        steps = [metric for metric in journal_of(home, job).metrics() if metric.step > before]
+        assert len(steps) > 1 and any(step.paused_s for step in steps)
         # Answered unasked, as nobody else was waiting; then replayed from what the run keeps.
         probed = f"{server.url}/v1/fine_tuning/jobs/{job}/probe"
         until(lambda: bool(httpx.get(probed).json()["rows"]), process)
