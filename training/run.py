@@ -17,7 +17,7 @@ from adapters.base_model import BaseModel, load_base, locate_base
 from adapters.errors import BianlianError, Conflict, Invalid
 from adapters.manifest import AdapterManifest, AdapterVersion, TrainingRecord, check_name
 from adapters.renderer import ChatRenderer
-from adapters.settings import Device
+from adapters.settings import Device, Quantization
 from adapters.snapshots import Series
 from adapters.store import AdapterStore
 from training.config import Plan, TrainConfig, max_length_for, plan_for
@@ -80,7 +80,7 @@ def start_run(config: TrainConfig, root: Path, *, device: Device = "auto", watch
     watcher.on_stage("reading data")
     dataset = check_data(config)
     watcher.on_stage("loading base")
-    base = _load(config, device)
+    base = _load(config, device, root)
     journal = Journal.create(
         root / "runs",
         RunConfig(train=config, data_sha256=data_sha256(config.data), base_fingerprint=base.fingerprint),
@@ -101,7 +101,7 @@ def resume_run(job_id: str, root: Path, *, device: Device = "auto", watcher: Wat
     if data_sha256(config.data) != asked.data_sha256:
         raise Conflict(f"the data of run {job_id} has changed since it began; start a new run", param="resume")
     watcher.on_stage("loading base")
-    base = _load(config, device)
+    base = _load(config, device, root)
     if base.fingerprint != asked.base_fingerprint:
         raise Conflict(f"base '{config.base}' is not the one run {job_id} began with; start a new run", param="resume")
     return _Run(journal, base, dataset, AdapterStore(root / "store"), watcher).execute()
@@ -138,8 +138,9 @@ def read_dataset(config: TrainConfig) -> Dataset:
     )
 
 
-def _load(config: TrainConfig, device: Device) -> BaseModel:
-    base = load_base(config.base, device=device, quantize="4bit" if config.method == "qlora" else "none")
+def _load(config: TrainConfig, device: Device, root: Path) -> BaseModel:
+    quantize: Quantization = "4bit" if config.method == "qlora" else "none"
+    base = load_base(config.base, device=device, quantize=quantize, cache=root / "cache" / "bases")
     pick_targets(base, config.targets)  # refuses unknown ones before a run exists
     return base
 
