@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
     from adapters.base_model import BaseModel
+    from adapters.lending import Lender
     from adapters.presence import ServerPresence
     from adapters.registry import AdapterRegistry
     from adapters.settings import Settings
@@ -57,8 +58,11 @@ class Services:
     chat: ChatService
     database: Database
     presence: ServerPresence | None  # None: the home takes no files, so training there will not step back
+    lender: Lender | None  # None: nobody else could compute with the weights as they lie here
 
     def close(self) -> None:
+        if self.lender:
+            self.lender.close()
         self.engine.close()
         if self.presence:
             self.presence.close()
@@ -82,6 +86,7 @@ def _build_services(settings: Settings, base: BaseModel | None, database: Databa
     import torch
 
     from adapters.base_model import load_base, pick_device
+    from adapters.lending import Lender, terms_of
     from adapters.peft_config import read_config
     from adapters.presence import ServerPresence
     from adapters.registry import AdapterRegistry
@@ -116,8 +121,15 @@ def _build_services(settings: Settings, base: BaseModel | None, database: Databa
         engine.on_awaited = presence.note
     except OSError as error:
         log.warning("training beside this server will not step back for it: %s", error)
+    lender = None
+    if base.device.type == "cuda" and engine.engine.weights:  # on a CPU, who trains maps the base's files
+        try:
+            terms = terms_of(base.fingerprint, base.dtype, base.quantize, base.device)
+            lender = Lender(settings.root, terms, engine.engine.weights)
+        except OSError as error:
+            log.warning("training beside this server will hold a base of its own: %s", error)
     engine.start()
-    return Services(settings, base, registry, engine, chat, database, presence)
+    return Services(settings, base, registry, engine, chat, database, presence, lender)
 
 
 def build_app(services: Services) -> FastAPI:

@@ -2,8 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from adapters.errors import Invalid, NotFound
+from adapters.lending import Loan, borrow, terms_of
 from adapters.mapped_base import cached_form, holds
 from adapters.settings import BUNDLED, Device, DType, Quantization
 from adapters.weights import LinearShapes
@@ -45,6 +46,8 @@ class BaseModel:
     tokenizer: Any  # transformers.PreTrainedTokenizerBase
     dtype: torch.dtype
     device: torch.device
+    quantize: Quantization = "none"
+    loan: Loan | None = None  # whose the weights are, when they are not this process's own
 
     @cached_property
     def linear_shapes(self) -> LinearShapes:
@@ -147,10 +150,12 @@ def load_base(
     dtype: DType = "auto",
     quantize: Quantization = "none",
     cache: Path | None = None,
+    lenders: Path | None = None,
 ) -> BaseModel:
     """Load the base, frozen and in eval mode. Blocks for the time the weights take to read.
 
-    On a CPU its weights stay mapped from a file and cost this process nothing of its own: from the base's files, or, if
+    A server of the home `lenders` that has just this base on the same GPU lends its weights, until it ends (`loan`). On
+    a CPU the weights stay mapped from a file and cost this process nothing of its own: from the base's files, or, if
     they are of another type or to be quantised to 4 bits, from a copy in `cache`. Without a `cache` those are private.
 
     Raises NotFound or Invalid when `name` is no model, or a tokenizer without a chat template comes with it."""
@@ -173,13 +178,16 @@ def load_base(
             )
         tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
         fingerprint = fingerprint_of(directory)
+        loan = borrow(lenders, terms_of(fingerprint, precision, quantize, where), where) if lenders else None
         with _quiet_below(directory, 2**30):
 
             def load() -> Any:
                 return AutoModelForCausalLM.from_pretrained(directory, **options)
 
             as_it_is = quantize == "none" and holds(directory, precision)
-            if cache and where.type == "cpu" and quantize != "8bit" and not as_it_is:
+            if loan:
+                model = _around(loan.weights, directory, config, {"device_map": {"": where}} | options)
+            elif cache and where.type == "cpu" and quantize != "8bit" and not as_it_is:
                 form = cached_form(cache, fingerprint, precision, quantize, load)
                 written = {name: value for name, value in options.items() if name != "quantization_config"}
                 model = AutoModelForCausalLM.from_pretrained(form, **written) if form else load()
@@ -205,7 +213,23 @@ def load_base(
         tokenizer=tokenizer,
         dtype=precision,
         device=where,
+        quantize=quantize,
+        loan=loan,
     )
+
+
+def _around(weights: Mapping[str, torch.Tensor], directory: Path, config: Any, options: dict[str, Any]) -> Any:
+    """A model whose weights are these very tensors, named as in a loaded model's `state_dict`."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, GenerationConfig
+
+    if quantization := options.pop("quantization_config", None):
+        config.quantization_config = quantization.to_dict()  # as a checkpoint says that its weights are quantised
+    model = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].from_pretrained(
+        None, config=config, state_dict=dict(weights), **options
+    )
+    with suppress(OSError):  # the directory has none, and the model its own
+        model.generation_config = GenerationConfig.from_pretrained(directory)
+    return model
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from adapters.base_model import BaseModel, load_base, locate_base
 from adapters.errors import BianlianError, Conflict, Invalid
+from adapters.lending import BaseLost
 from adapters.manifest import AdapterManifest, AdapterVersion, TrainingRecord, check_name
 from adapters.renderer import ChatRenderer
 from adapters.settings import Device, Quantization
@@ -73,7 +74,7 @@ class Watcher:
 def start_run(config: TrainConfig, root: Path, *, device: Device = "auto", watcher: Watcher | None = None) -> Finished:
     """Train `config` and publish the adapter. Blocks until the run is over; Ctrl-C cancels it at the next step.
 
-    Raises Invalid, NotFound or Conflict, with nothing left on disk, when data, name or base will not do."""
+    Raises Invalid, NotFound or Conflict, with no run left on disk, when data, name or base will not do."""
     watcher = watcher or Watcher()
     check_name(config.name)
     config = config.model_copy(update={"data": tuple(path.resolve() for path in config.data)})
@@ -140,7 +141,7 @@ def read_dataset(config: TrainConfig) -> Dataset:
 
 def _load(config: TrainConfig, device: Device, root: Path) -> BaseModel:
     quantize: Quantization = "4bit" if config.method == "qlora" else "none"
-    base = load_base(config.base, device=device, quantize=quantize, cache=root / "cache" / "bases")
+    base = load_base(config.base, device=device, quantize=quantize, cache=root / "cache" / "bases", lenders=root)
     pick_targets(base, config.targets)  # refuses unknown ones before a run exists
     return base
 
@@ -155,7 +156,7 @@ class _Run:
         self.asked = journal.config()
         self.config = self.asked.train
         self.stop = threading.Event()
-        self.yielding = Yielding(store.root.parent, self.stop.is_set)
+        self.yielding = Yielding(store.root.parent, self._is_to_stop)
         self.paused_s = 0.0  # until the last step
 
     def execute(self) -> Finished:
@@ -173,6 +174,8 @@ class _Run:
             raise TrainingFailed(message) from error
         finally:
             self.yielding.end()
+            if self.base.loan:
+                self.base.loan.close()
 
     def _train_and_publish(self) -> Finished:
         training, validation = self.dataset.split(self.config.val_split, self.config.seed)
@@ -208,9 +211,10 @@ class _Run:
             self.journal.checkpoints,
             resume_from=checkpoint[0] if checkpoint else None,
             on_step=partial(self._record, model, len(training), base_loss),
-            cancelled=self.stop.is_set,
+            cancelled=self._is_to_stop,
             step_back=self.yielding.step_back,
         )
+        self._require_base()
         if not trained.finished:
             raise Cancelled
         self.watcher.on_stage("validating")
@@ -240,7 +244,18 @@ class _Run:
     def _stop_or_step_back(self) -> bool:
         """Between two batches of a validation: whether it is to stop, after the server has had its turn."""
         self.yielding.step_back()
+        self._require_base()
         return self.stop.is_set()
+
+    def _is_to_stop(self) -> bool:
+        return self.stop.is_set() or self.base.loan is not None and self.base.loan.lost.is_set()
+
+    def _require_base(self) -> None:
+        if self.base.loan and self.base.loan.lost.is_set():
+            raise BaseLost(
+                "the server whose base this run was training on has ended. Checkpoints are kept; go on with: "
+                f"bianlian train --resume {self.journal.job_id}"
+            )
 
     def _begin_snapshots(self, at_step: int) -> None:
         if self.config.snapshot_steps == 0:
