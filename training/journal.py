@@ -14,7 +14,6 @@ from typing import Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from adapters.errors import Conflict, Invalid, NotFound, nearest
-from adapters.snapshots import RunSnapshots
 from training.config import TrainConfig
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -85,8 +84,9 @@ class Journal:
         return self.directory / "checkpoints"
 
     @property
-    def snapshots(self) -> RunSnapshots:
-        return RunSnapshots(self.directory)
+    def snapshots(self) -> Path:
+        """Where `step-000040/` and the like are: the adapter alone, as it was after that step."""
+        return self.directory / "snapshots"
 
     @classmethod
     def create(cls, runs: Path, config: RunConfig) -> "Journal":

@@ -19,12 +19,12 @@ from adapters.lending import BaseLost
 from adapters.manifest import AdapterManifest, AdapterVersion, TrainingRecord, check_name
 from adapters.renderer import ChatRenderer
 from adapters.settings import Device, Quantization
-from adapters.snapshots import Series
+from adapters.snapshots import RunSnapshots, Series
 from adapters.store import AdapterStore
 from training.config import Plan, TrainConfig, max_length_for, plan_for
 from training.dataset import Dataset, Report, TrainingRow, data_sha256, load_dataset
 from training.journal import Journal, Metric, RunConfig, Status
-from training.snapshots import demo_prompts, is_due
+from training.snapshots import demo_prompts, is_due, keeps_snapshots
 from training.trainer import (
     Cancelled,
     Progress,
@@ -77,6 +77,7 @@ def start_run(config: TrainConfig, root: Path, *, device: Device = "auto", watch
     Raises Invalid, NotFound or Conflict, with no run left on disk, when data, name or base will not do."""
     watcher = watcher or Watcher()
     check_name(config.name)
+    keeps_snapshots(config)
     config = config.model_copy(update={"data": tuple(path.resolve() for path in config.data)})
     watcher.on_stage("reading data")
     dataset = check_data(config)
@@ -156,6 +157,7 @@ class _Run:
         self.asked = journal.config()
         self.config = self.asked.train
         self.stop = threading.Event()
+        self.snapshots = RunSnapshots(journal.directory)
         self.yielding = Yielding(store.root.parent, self._is_to_stop)
         self.paused_s = 0.0  # until the last step
 
@@ -258,7 +260,7 @@ class _Run:
             )
 
     def _begin_snapshots(self, at_step: int) -> None:
-        if self.config.snapshot_steps == 0:
+        if not keeps_snapshots(self.config):
             return
         series = Series(
             name=self.config.name,
@@ -266,7 +268,7 @@ class _Run:
             system_prompt=self.dataset.report.system_prompt,
             prompts=demo_prompts(self.config),
         )
-        self.journal.snapshots.begin(series, at_step)
+        self.snapshots.begin(series, at_step)
 
     def _record(self, model: object, rows: int, base_loss: float | None, progress: Progress) -> None:
         if not math.isfinite(progress.loss):
@@ -288,10 +290,10 @@ class _Run:
             )
         )
         self._set_state("running", step=progress.step, steps=progress.steps)
-        if is_due(progress.step, progress.steps, self.config.snapshot_steps):
+        if keeps_snapshots(self.config) and is_due(progress.step, progress.steps, self.config.snapshot_steps):
             so_far = Trained(progress.step, progress.epoch, progress.loss, finished=False)
             record = self._training_record(so_far, rows, base_loss, None)
-            self.journal.snapshots.add(progress.step, partial(self._write_adapter, model, record))
+            self.snapshots.add(progress.step, partial(self._write_adapter, model, record))
         self.watcher.on_step(progress)
 
     def _training_record(self, trained: Trained, rows: int, base: float | None, tuned: float | None) -> TrainingRecord:
