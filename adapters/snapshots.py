@@ -156,9 +156,9 @@ class SnapshotStore:
             raise NotFound(f"no run '{shown}' has snapshots{nearest(shown, self.job_ids())}", param="job_id")
         return found
 
-    def job_ids(self) -> list[str]:
-        """Runs that make snapshots."""
-        return sorted(path.parent.parent.name for path in self.runs.glob(f"*/snapshots/{_SERIES_FILE}"))
+    def job_ids(self, beginning: str = "") -> list[str]:
+        """Runs that make snapshots, and whose ids begin so."""
+        return sorted(path.parent.parent.name for path in self.runs.glob(f"{beginning}*/snapshots/{_SERIES_FILE}"))
 
     def digests(self) -> set[str]:
         """Of every snapshot there is."""
@@ -210,7 +210,8 @@ class SnapshotStore:
         return snapshot
 
     def _jobs_of(self, name: str) -> list[str]:
-        """Runs that train the adapter `name`, newest first."""
-        started = {job: series for job in self.job_ids() if (series := RunSnapshots(self.runs / job).series())}
-        mine = [job for job, series in started.items() if series.name == name]
-        return sorted(mine, key=lambda job: started[job].started, reverse=True)
+        """Runs that train the adapter `name`, newest first. Their ids begin with it."""
+        jobs = self.job_ids(name) if NAME_PATTERN.fullmatch(name) else []
+        series = {job: found for job in jobs if (found := RunSnapshots(self.runs / job).series())}
+        mine = [job for job in series if series[job].name == name]
+        return sorted(mine, key=lambda job: series[job].started, reverse=True)
