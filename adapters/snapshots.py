@@ -16,14 +16,15 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from adapters.errors import Invalid, NotFound, nearest
-from adapters.manifest import MANIFEST_FILE, NAME_PATTERN, AdapterVersion, digest_of, read_manifest
+from adapters.manifest import MANIFEST_FILE, AdapterVersion, digest_of, read_manifest
 
 MAX_SNAPSHOTS = 12  # of a run; one more, and the one that says least is deleted
 
 _SERIES_FILE = "series.json"
 _DIGEST_FILE = "digest"
 _DIRECTORY = re.compile(r"step-([0-9]{6,9})")
-_MODEL_ID = re.compile(rf"({NAME_PATTERN.pattern}):step-([0-9]{{1,9}})")
+_JOB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")  # an adapter's name, and when the run began
+_MODEL_ID = re.compile(rf"({_JOB_ID.pattern}):step-([0-9]{{1,9}})")
 
 
 @dataclass(frozen=True)
@@ -151,7 +152,7 @@ class SnapshotStore:
     def run(self, job_id: str) -> RunSnapshots:
         """NotFound when no run of this id makes snapshots."""
         found = RunSnapshots(self.runs / job_id)
-        if not NAME_PATTERN.fullmatch(job_id) or found.series() is None:
+        if not _JOB_ID.fullmatch(job_id) or found.series() is None:
             shown = job_id.encode("ascii", "backslashreplace").decode()[:80]
             raise NotFound(f"no run '{shown}' has snapshots{nearest(shown, self.job_ids())}", param="job_id")
         return found
@@ -211,7 +212,7 @@ class SnapshotStore:
 
     def _jobs_of(self, name: str) -> list[str]:
         """Runs that train the adapter `name`, newest first. Their ids begin with it."""
-        jobs = self.job_ids(name) if NAME_PATTERN.fullmatch(name) else []
+        jobs = self.job_ids(name) if _JOB_ID.fullmatch(name) else []
         series = {job: found for job in jobs if (found := RunSnapshots(self.runs / job).series())}
         mine = [job for job in series if series[job].name == name]
         return sorted(mine, key=lambda job: series[job].started, reverse=True)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from adapters.errors import BianlianError, Invalid, NotFound, Unavailable
+from adapters.errors import BianlianError, Invalid, NotFound, Unavailable, renaming
 from adapters.renderer import Message
 from adapters.snapshots import RunSnapshots, Series, Snapshot, SnapshotStore, is_snapshot_id, snapshot_id
 from serving.answer import Answer
@@ -168,7 +168,8 @@ class Prober:
         thinking = self._thinking(snapshots)
         turns = [self._turn(rows[number], model, thinking, key, priority) for number, (model, _, _) in missing]
         cells = [{cell.step: cell for cell in row.cells} for row in rows]
-        answers = await self.chat.ask_together(turns)
+        with renaming({"messages": "prompts"}):
+            answers = await self.chat.ask_together(turns)
         async with AsyncExitStack() as leaving_early:
             for answer in answers:
                 await leaving_early.enter_async_context(answer)

@@ -87,6 +87,8 @@ def test_a_snapshot_is_found_by_its_run_and_by_the_adapters_newest_run(
         store.resolve("fce-1:step-20")
     for strange in ("../face-1:step-10", "face-1:step--10", "face-1:step-x", "face-1:", ":step-10", "face-1:step-10@1"):
         assert store.find(strange) is None
+    add(begin(tmp_path, f"{'n' * 64}-20260101-000000-abcd", name="n" * 64), 10, tiny_adapters["r2"])
+    assert store.resolve(f"{'n' * 64}:step-10").name == f"{'n' * 64}-20260101-000000-abcd:step-10"
     add(newer, 10, tiny_adapters["r8"])
     assert store.resolve("face:step-10").digest == digest_of(tiny_adapters["r8"])
 

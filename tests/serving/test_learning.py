@@ -28,7 +28,7 @@ from training.run import start_run
 
 ROWS = [{"instruction": f"say {n}", "output": f"{n} and {n + 1}", "system": "You count."} for n in range(12)]
 PROMPTS = ["say 3", "say 4"]
-WITHIN_S = 60
+WITHIN_S = 300
 
 
 @contextmanager
@@ -207,6 +207,7 @@ def test_what_cannot_be_probed_is_refused_by_name(tiny_base: Path, home: Path, f
         assert refused(job, checkpoints=["else:step-10"])[:2] == (400, "checkpoints")
         assert refused(job, checkpoints=[-10])[0] == 404
         assert refused(job, prompts=[""])[:2] == (400, "prompts.0")
+        assert refused(job, prompts=["好" * 2000])[:2] == (400, "prompts")
         assert refused(job, max_tokens=0)[:2] == (400, "max_tokens")
         assert refused(job, colour="red")[0] == 400
         pin = httpx.post(
