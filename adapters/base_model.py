@@ -185,14 +185,13 @@ def load_base(
                 return AutoModelForCausalLM.from_pretrained(directory, **options)
 
             as_it_is = quantize == "none" and holds(directory, precision)
-            if loan:
-                model = _around(loan.weights, directory, config, {"device_map": {"": where}} | options)
-            elif cache and where.type == "cpu" and quantize != "8bit" and not as_it_is:
-                form = cached_form(cache, fingerprint, precision, quantize, load)
-                written = {name: value for name, value in options.items() if name != "quantization_config"}
-                model = AutoModelForCausalLM.from_pretrained(form, **written) if form else load()
-            else:
+            weights: Path | Mapping[str, torch.Tensor] | None = loan.weights if loan else None
+            if not loan and cache and where.type == "cpu" and quantize != "8bit" and not as_it_is:
+                weights = cached_form(cache, fingerprint, precision, quantize, load)
+            if weights is None:
                 model = load()
+            else:
+                model = _with_weights(weights, directory, config, {"device_map": {"": where}} | options)
     except (OSError, ValueError, ImportError) as error:
         raise Invalid(f"base '{name}' cannot be loaded: {str(error).strip().splitlines()[0]}", param="base") from error
     if not tokenizer.chat_template:
@@ -218,15 +217,21 @@ def load_base(
     )
 
 
-def _around(weights: Mapping[str, torch.Tensor], directory: Path, config: Any, options: dict[str, Any]) -> Any:
-    """A model whose weights are these very tensors, named as in a loaded model's `state_dict`."""
+def _with_weights(
+    weights: Path | Mapping[str, torch.Tensor], directory: Path, config: Any, options: dict[str, Any]
+) -> Any:
+    """The model that `directory` describes, with weights from another directory, or with these very tensors, named as
+    in a loaded model's `state_dict`. Both are quantised already if they are to be."""
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, GenerationConfig
 
-    if quantization := options.pop("quantization_config", None):
+    if quantization := options.get("quantization_config"):
         config.quantization_config = quantization.to_dict()  # as a checkpoint says that its weights are quantised
-    model = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].from_pretrained(
-        None, config=config, state_dict=dict(weights), **options
-    )
+        options = {name: value for name, value in options.items() if name != "quantization_config"}
+    kind = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    if isinstance(weights, Path):
+        model = kind.from_pretrained(weights, config=config, **options)
+    else:
+        model = kind.from_pretrained(None, config=config, state_dict=dict(weights), **options)
     with suppress(OSError):  # the directory has none, and the model its own
         model.generation_config = GenerationConfig.from_pretrained(directory)
     return model

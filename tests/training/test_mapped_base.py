@@ -141,3 +141,26 @@ def test_without_a_place_to_keep_it_the_base_is_loaded_as_before(tiny_base: Path
 def test_what_the_files_hold_already_is_not_written_again(tiny_base: Path, tmp_path: Path) -> None:
     load_base(str(tiny_base), device="cpu", dtype="float32", cache=tmp_path / "cache")
     assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize("quantize", ["none", "4bit"])
+def test_what_the_bases_own_configuration_says_holds_for_its_kept_form_too(
+    tiny_base: Path, tmp_path: Path, quantize: str
+) -> None:
+    """The fingerprint is of the weights: rotary frequencies, or what ends a turn, may change under it."""
+    base = tiny.copy(tiny_base, tmp_path / "base")
+    options = {"device": "cpu", "dtype": "bfloat16", "quantize": quantize}
+    before = load_base(str(base), **options, cache=tmp_path / "cache")  # type: ignore[arg-type]
+    config = json.loads((base / "config.json").read_text())
+    config["rope_parameters"]["rope_theta"] = 50.0
+    (base / "config.json").write_text(json.dumps(config))
+    generation = json.loads((base / "generation_config.json").read_text())
+    (base / "generation_config.json").write_text(json.dumps(generation | {"eos_token_id": [2, 5]}))
+    plain = load_base(str(base), **options)  # type: ignore[arg-type]
+    kept = load_base(str(base), **options, cache=tmp_path / "cache")  # type: ignore[arg-type]
+    assert kept.fingerprint == before.fingerprint and len(list((tmp_path / "cache").iterdir())) == 1
+    assert kept.stop_token_ids == plain.stop_token_ids != before.stop_token_ids
+    ids = torch.arange(20)[None]
+    with torch.inference_mode():
+        assert torch.equal(kept.model(ids).logits, plain.model(ids).logits)
+        assert not torch.equal(kept.model(ids).logits, before.model(ids).logits)
