@@ -59,6 +59,13 @@ def train_command(
     val_split: Annotated[float, typer.Option(help="Share of the rows kept for validation.")] = 0.1,
     seed: Annotated[int, typer.Option(help="Decides split, order and initial weights.")] = 0,
     save_steps: Annotated[int | None, typer.Option(help="Steps between checkpoints. Default: one an epoch.")] = None,
+    snapshot_steps: Annotated[
+        int | None, typer.Option(help="Steps between snapshots of the adapter; 0: none. Default: about eight a run.")
+    ] = None,
+    demo_prompt: Annotated[
+        list[str] | None,
+        typer.Option(help="Question put to every snapshot; repeat for several. Default: the card's samples."),
+    ] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
     card: Annotated[Path | None, typer.Option(help="JSON file with the persona's title, greeting and samples.")] = None,
     resume: Annotated[str | None, typer.Option(help="Go on with this run; needs no other option.")] = None,
@@ -96,6 +103,8 @@ def train_command(
                 "seed": seed,
                 "strict": strict,
                 "save_steps": save_steps,
+                "snapshot_steps": snapshot_steps,
+                "demo_prompts": demo_prompt or (),
                 "card": _read_card(card),
             }
         )

@@ -36,10 +36,10 @@ def training(base: Path, home: Path, *, epochs: int) -> Iterator[subprocess.Pope
     """A run in a process of its own, interrupted at the end."""
     home.mkdir(parents=True, exist_ok=True)
     (home / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-    (home / "card.json").write_text(json.dumps({"samples": PROMPTS}))
     command = [sys.executable, "-m", "training.cli", "train", "--data", str(home / "data.jsonl"), "--name", "counter"]
     command += ["--base", str(base), "--device", "cpu", "--epochs", str(epochs), "--lora-r", "4", "--batch-size", "4"]
-    command += ["--learning-rate", "0.01", "--val-split", "0", "--card", str(home / "card.json")]
+    command += ["--learning-rate", "0.01", "--val-split", "0", "--snapshot-steps", "80"]
+    command += [part for prompt in PROMPTS for part in ("--demo-prompt", prompt)]
     environment = os.environ | {"BIANLIAN_HOME": str(home), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=(home / "log").open("wb"))
     try:
