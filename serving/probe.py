@@ -128,23 +128,27 @@ class Prober:
     async def watch(self) -> None:
         """Answer the run's own prompts with each snapshot that appears from now on, when nobody else waits for an
         answer. Never returns."""
-        seen = await asyncio.to_thread(self._present)
+        seen: set[tuple[str, int]] | None = None
         while True:
-            await asyncio.sleep(POLL_S)
             try:
                 present = await asyncio.to_thread(self._present)
             except OSError:
                 log.warning("the training runs cannot be read", exc_info=True)
-                continue
-            if self.chat.engine.busy:
-                continue
-            for job_id in sorted({job_id for job_id, _ in present - seen}):
-                steps = sorted(step for job, step in present - seen if job == job_id)
-                try:
-                    await self.probe(job_id, checkpoints=steps, priority=BACKGROUND)
-                except (BianlianError, OSError) as error:  # deleted meanwhile, another base, a full queue
-                    log.info("snapshots of %s are not probed: %s", job_id, error)
-            seen = present
+            else:
+                if seen is None:
+                    seen = present
+                if not self.chat.engine.busy:
+                    await self._probe_new(present - seen)
+                    seen = present
+            await asyncio.sleep(POLL_S)
+
+    async def _probe_new(self, snapshots: set[tuple[str, int]]) -> None:
+        for job_id in sorted({job_id for job_id, _ in snapshots}):
+            steps = sorted(step for job, step in snapshots if job == job_id)
+            try:
+                await self.probe(job_id, checkpoints=steps, priority=BACKGROUND)
+            except (BianlianError, OSError) as error:  # deleted meanwhile, another base, a full queue
+                log.info("snapshots of %s are not probed: %s", job_id, error)
 
     def _present(self) -> set[tuple[str, int]]:
         """Job and step of every snapshot."""

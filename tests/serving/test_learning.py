@@ -94,19 +94,17 @@ def test_snapshots_of_a_running_training_can_be_talked_to(tiny_base: Path, tmp_p
         assert [model.id for model in client.models.list()] == ["tiny"]
         card = client.models.retrieve(f"counter:step-{first}").model_dump()
         assert (card["root"], card["parent"]) == (snapshot_id(job, first), "tiny")
-        # While an answer is given, training waits, but goes on.
+        # While answers are given all the time, training waits, but goes on.
         before = journal_of(home, job).status().step
-        list(
-            client.chat.completions.create(
-                model="tiny",
-                messages=[{"role": "user", "content": "say 3"}],
-                stream=True,
-                max_tokens=400,
-                extra_body={"ignore_eos": True},
-            )
-        )
-        steps = [metric for metric in journal_of(home, job).metrics() if metric.step > before]
-        assert len(steps) > 1 and any(step.paused_s for step in steps)
+
+        def waited_and_went_on() -> bool:
+            messages = [{"role": "user", "content": "say 3"}]
+            options = {"stream": True, "max_tokens": 400, "extra_body": {"ignore_eos": True}}
+            list(client.chat.completions.create(model="tiny", messages=messages, **options))
+            steps = [metric for metric in journal_of(home, job).metrics() if metric.step > before]
+            return len(steps) > 1 and any(step.paused_s for step in steps)
+
+        until(waited_and_went_on, process)
         # Answered unasked, as nobody else was waiting; then replayed from what the run keeps.
         probed = f"{server.url}/v1/fine_tuning/jobs/{job}/probe"
         until(lambda: bool(httpx.get(probed).json()["rows"]), process)
