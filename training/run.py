@@ -142,9 +142,21 @@ def read_dataset(config: TrainConfig) -> Dataset:
 
 def _load(config: TrainConfig, device: Device, root: Path) -> BaseModel:
     quantize: Quantization = "4bit" if config.method == "qlora" else "none"
-    base = load_base(config.base, device=device, quantize=quantize, cache=root / "cache" / "bases", lenders=root)
+    base = load_base(
+        config.base,
+        device=device,
+        quantize=quantize,
+        cache=root / "cache" / "bases",
+        lenders=root if _leaves_base_alone(config) else None,
+    )
     pick_targets(base, config.targets)  # refuses unknown ones before a run exists
     return base
+
+
+def _leaves_base_alone(config: TrainConfig) -> bool:
+    """Whether the run only reads the base's weights. What is lent are those that the server answers with; full
+    fine-tuning learns them, and these initialisations take a part of them away."""
+    return config.method != "full" and config.init in ("default", "gaussian")
 
 
 class _Run:

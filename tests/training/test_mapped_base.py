@@ -164,3 +164,17 @@ def test_what_the_bases_own_configuration_says_holds_for_its_kept_form_too(
     with torch.inference_mode():
         assert torch.equal(kept.model(ids).logits, plain.model(ids).logits)
         assert not torch.equal(kept.model(ids).logits, before.model(ids).logits)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_what_is_written_to_a_mapped_base_stays_in_the_process(tiny_base: Path, tmp_path: Path, dtype: str) -> None:
+    """Full fine-tuning writes to the weights; neither the base's own files nor the kept form may change by it."""
+    options = {"device": "cpu", "dtype": dtype, "cache": tmp_path / "cache"}
+    base = load_base(str(tiny_base), **options)  # type: ignore[arg-type]
+    files = [*tiny_base.glob("*.safetensors"), *tmp_path.glob("cache/*/*.safetensors")]
+    assert len(files) == (1 if dtype == "float32" else 2)
+    before = [path.read_bytes() for path in files]
+    for weight in base.model.parameters():
+        weight.zero_()
+    assert [path.read_bytes() for path in files] == before
+    assert all(weight.any() for weight in load_base(str(tiny_base), **options).model.parameters())  # type: ignore[arg-type]

@@ -249,3 +249,19 @@ def test_a_run_on_a_borrowed_base_makes_the_same_adapter(tiny_base: Path, tmp_pa
     finished = go(config(tiny_base, tmp_path, method="qlora"), tmp_path / "home", watcher=watcher)
     assert set(seen) == {1} and finished.version.digest == whole.version.digest
     lender.close()
+
+
+@pytest.mark.parametrize(
+    "writes",
+    [{"method": "full"}, {"init": "pissa"}, {"init": "olora"}],
+    ids=lambda options: next(iter(options.values())),
+)
+def test_what_changes_the_base_never_borrows_it(tiny_base: Path, tmp_path: Path, writes: dict[str, Any]) -> None:
+    server = load_base(str(tiny_base), device="cpu")
+    terms = terms_of(server.fingerprint, server.dtype, server.quantize, server.device)
+    lender = Lender(tmp_path, terms, server.model.state_dict())
+    reads = run_module._load(config(tiny_base, tmp_path), "cpu", tmp_path)
+    assert reads.loan is not None
+    reads.loan.close()
+    assert run_module._load(config(tiny_base, tmp_path, **writes), "cpu", tmp_path).loan is None
+    lender.close()
