@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
     from adapters.base_model import BaseModel
+    from adapters.lending import Lender
+    from adapters.presence import ServerPresence
     from adapters.registry import AdapterRegistry
     from adapters.settings import Settings
     from serving.async_engine import AsyncEngine
@@ -55,9 +57,15 @@ class Services:
     engine: AsyncEngine
     chat: ChatService
     database: Database
+    presence: ServerPresence | None  # None: the home takes no files, so training there will not step back
+    lender: Lender | None  # None: nobody else could compute with the weights as they lie here
 
     def close(self) -> None:
+        if self.lender:
+            self.lender.close()
         self.engine.close()
+        if self.presence:
+            self.presence.close()
         self.database.close()
 
 
@@ -78,7 +86,9 @@ def _build_services(settings: Settings, base: BaseModel | None, database: Databa
     import torch
 
     from adapters.base_model import load_base, pick_device
+    from adapters.lending import Lender, terms_of
     from adapters.peft_config import read_config
+    from adapters.presence import ServerPresence
     from adapters.registry import AdapterRegistry
     from adapters.renderer import ChatRenderer
     from adapters.samples import offer_samples
@@ -105,8 +115,21 @@ def _build_services(settings: Settings, base: BaseModel | None, database: Databa
     offer_samples(store, base.fingerprint)
     if settings.threads:
         engine.post(partial(torch.set_num_threads, settings.threads))  # on its own thread, where it counts
+    presence = None
+    try:
+        presence = ServerPresence(settings.root)
+        engine.on_awaited = presence.note
+    except OSError as error:
+        log.warning("training beside this server will not step back for it: %s", error)
+    lender = None
+    if base.device.type == "cuda" and engine.engine.weights:  # on a CPU, who trains maps the base's files
+        try:
+            terms = terms_of(base.fingerprint, base.dtype, base.quantize, base.device)
+            lender = Lender(settings.root, terms, engine.engine.weights)
+        except OSError as error:
+            log.warning("training beside this server will hold a base of its own: %s", error)
     engine.start()
-    return Services(settings, base, registry, engine, chat, database)
+    return Services(settings, base, registry, engine, chat, database, presence, lender)
 
 
 def build_app(services: Services) -> FastAPI:
@@ -131,6 +154,7 @@ def build_app(services: Services) -> FastAPI:
     from serving.api.models import models_router
     from serving.api.operations import operations_router
     from serving.api.paths import PathSpellings, unknown_router
+    from serving.api.probe import probe_router
     from serving.api.request_log import RequestLog
     from serving.api.responses import responses_router
     from serving.api.text_completions import text_completions_router
@@ -141,6 +165,7 @@ def build_app(services: Services) -> FastAPI:
     from serving.keys import KeyStore
     from serving.lifecycle import AdapterLifecycle
     from serving.metrics import Metrics
+    from serving.probe import Prober
     from serving.response_store import ResponseStore
     from serving.usage import UsageBook
     from serving.votes import VoteStore
@@ -155,7 +180,7 @@ def build_app(services: Services) -> FastAPI:
     supervisor = Supervisor(queue, max_running=settings.max_running_jobs, device=settings.device, check=check_files)
     keys, metrics = Keys(settings, KeyStore(database), chat.limits), Metrics(chat, [JobFigures(queue)])
     usage, votes = UsageBook(database, chat.usage), VoteStore(database)
-    lifecycle, files = AdapterLifecycle(chat), FileStore(settings.uploads)
+    lifecycle, files, prober = AdapterLifecycle(chat), FileStore(settings.uploads), Prober(chat)
     bases = bases_for(services.base.name, settings.base)
     tuning = FineTuning(queue, files, bases, partial(services.registry.require_free, param="suffix"))
 
@@ -181,6 +206,7 @@ def build_app(services: Services) -> FastAPI:
         tasks = [asyncio.create_task(watch_store()), asyncio.create_task(usage.keep_writing())]
         if settings.max_running_jobs:
             tasks.append(asyncio.create_task(supervisor.watch()))
+        tasks.append(asyncio.create_task(prober.watch()))
         if settings.watch:
             tasks.append(asyncio.create_task(watch_directories()))
         try:
@@ -227,6 +253,7 @@ def build_app(services: Services) -> FastAPI:
     app.include_router(aliases_router(chat, keys), dependencies=user)
     app.include_router(files_router(files, keys), dependencies=user)
     app.include_router(fine_tuning_router(tuning), dependencies=[Depends(keys.require_admin)])
+    app.include_router(probe_router(prober, keys))
     app.include_router(operations_router(chat, metrics, keys))
 
     @app.get("/openapi.json", include_in_schema=False, dependencies=user)

@@ -2,8 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +13,8 @@ import torch
 from torch import nn
 
 from adapters.errors import Invalid, NotFound
+from adapters.lending import Loan, borrow, terms_of
+from adapters.mapped_base import cached_form, holds
 from adapters.settings import BUNDLED, Device, DType, Quantization
 from adapters.weights import LinearShapes
 
@@ -44,6 +46,8 @@ class BaseModel:
     tokenizer: Any  # transformers.PreTrainedTokenizerBase
     dtype: torch.dtype
     device: torch.device
+    quantize: Quantization = "none"
+    loan: Loan | None = None  # whose the weights are, when they are not this process's own
 
     @cached_property
     def linear_shapes(self) -> LinearShapes:
@@ -145,8 +149,14 @@ def load_base(
     device: Device = "auto",
     dtype: DType = "auto",
     quantize: Quantization = "none",
+    cache: Path | None = None,
+    lenders: Path | None = None,
 ) -> BaseModel:
     """Load the base, frozen and in eval mode. Blocks for the time the weights take to read.
+
+    A server of the home `lenders` that has just this base on the same GPU lends its weights, until it ends (`loan`). On
+    a CPU the weights stay mapped from a file and cost this process nothing of its own: from the base's files, or, if
+    they are of another type or to be quantised to 4 bits, from a copy in `cache`. Without a `cache` those are private.
 
     Raises NotFound or Invalid when `name` is no model, or a tokenizer without a chat template comes with it."""
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
@@ -167,8 +177,21 @@ def load_base(
                 param="base",
             )
         tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
+        fingerprint = fingerprint_of(directory)
+        loan = borrow(lenders, terms_of(fingerprint, precision, quantize, where), where) if lenders else None
         with _quiet_below(directory, 2**30):
-            model = AutoModelForCausalLM.from_pretrained(directory, **options)
+
+            def load() -> Any:
+                return AutoModelForCausalLM.from_pretrained(directory, **options)
+
+            as_it_is = quantize == "none" and holds(directory, precision)
+            weights: Path | Mapping[str, torch.Tensor] | None = loan.weights if loan else None
+            if not loan and cache and where.type == "cpu" and quantize != "8bit" and not as_it_is:
+                weights = cached_form(cache, fingerprint, precision, quantize, load)
+            if weights is None:
+                model = load()
+            else:
+                model = _with_weights(weights, directory, config, {"device_map": {"": where}} | options)
     except (OSError, ValueError, ImportError) as error:
         raise Invalid(f"base '{name}' cannot be loaded: {str(error).strip().splitlines()[0]}", param="base") from error
     if not tokenizer.chat_template:
@@ -184,12 +207,34 @@ def load_base(
     return BaseModel(
         name=Path(name).name,
         directory=directory,
-        fingerprint=fingerprint_of(directory),
+        fingerprint=fingerprint,
         model=model,
         tokenizer=tokenizer,
         dtype=precision,
         device=where,
+        quantize=quantize,
+        loan=loan,
     )
+
+
+def _with_weights(
+    weights: Path | Mapping[str, torch.Tensor], directory: Path, config: Any, options: dict[str, Any]
+) -> Any:
+    """The model that `directory` describes, with weights from another directory, or with these very tensors, named as
+    in a loaded model's `state_dict`. Both are quantised already if they are to be."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, GenerationConfig
+
+    if quantization := options.get("quantization_config"):
+        config.quantization_config = quantization.to_dict()  # as a checkpoint says that its weights are quantised
+        options = {name: value for name, value in options.items() if name != "quantization_config"}
+    kind = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    if isinstance(weights, Path):
+        model = kind.from_pretrained(weights, config=config, **options)
+    else:
+        model = kind.from_pretrained(None, config=config, state_dict=dict(weights), **options)
+    with suppress(OSError):  # the directory has none, and the model its own
+        model.generation_config = GenerationConfig.from_pretrained(directory)
+    return model
 
 
 @contextmanager

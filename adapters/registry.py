@@ -1,6 +1,7 @@
 """AdapterRegistry: what a model id means at this moment, and who is using which version.
 
-Names come from the store on disk and from directories attached at run time. A running request holds a lease
+Names come from the store on disk and from directories attached at run time; the snapshots of runs are resolved, but not
+listed. A running request holds a lease
 on its version; when a version's name has moved on and its last lease ends, `on_drained` is told so that the
 bank can free the weights. Thread-safe: leases end on the engine's thread, names move on the server's."""
 
@@ -15,6 +16,7 @@ from pathlib import Path
 from adapters.errors import BianlianError, Conflict, Invalid, NotFound, nearest
 from adapters.manifest import AdapterVersion, check_name, digest_of, read_manifest, split_reference
 from adapters.peft_config import read_config
+from adapters.snapshots import SnapshotStore, is_snapshot_id
 from adapters.store import AdapterStore
 
 BASE_ALIAS = "base"  # what the base answers to besides its name
@@ -39,6 +41,7 @@ class Lease:
 class AdapterRegistry:
     def __init__(self, store: AdapterStore, base_name: str, base_fingerprint: str):
         self.store = store
+        self.snapshots = SnapshotStore(store.root.parent / "runs")  # a home has both
         self.base_name = base_name
         self.base_fingerprint = base_fingerprint
         self.on_drained: Callable[[AdapterVersion], None] = lambda version: None
@@ -57,6 +60,10 @@ class AdapterRegistry:
 
     def resolve(self, model_id: str) -> AdapterVersion:
         """NotFound for an unknown id, Invalid for an adapter of another base."""
+        if is_snapshot_id(model_id):
+            snapshot = self.snapshots.resolve(model_id)
+            self.require_fit(snapshot)
+            return snapshot
         name, which = split_reference(model_id)
         with self._lock:
             attached = self._attached.get(name)
@@ -200,7 +207,7 @@ class AdapterRegistry:
 
     def _kept(self, doomed: list[AdapterVersion]) -> set[str]:
         """Digests that are offered still when these versions are gone."""
-        return {version.digest for version in self.versions() if version not in doomed}
+        return {version.digest for version in self.versions() if version not in doomed} | self.snapshots.digests()
 
     def is_offered_elsewhere(self, version: AdapterVersion) -> bool:
         """Whether another name means the same weights."""
@@ -251,6 +258,8 @@ class AdapterRegistry:
         """The name's version, `number` if that has just been read; None, with a line in the log, when its files are
         gone or cannot be read. One damaged adapter must not take the others down."""
         try:
+            if is_snapshot_id(name):
+                return self.snapshots.find(name)
             if attached := self._attached.get(name):
                 return attached
             if number is not None:
@@ -258,7 +267,7 @@ class AdapterRegistry:
                     return self.store.version(name, number)
             return self.store.current(name)
         except (BianlianError, OSError) as error:
-            if self.store.numbers(name):
+            if is_snapshot_id(name) or self.store.numbers(name):
                 log.warning("adapter '%s' is left out: %s", name, error)
             return None
 

@@ -112,6 +112,10 @@ class Settings(BaseSettings):
         return self.root / "store"
 
     @property
+    def runs(self) -> Path:
+        return self.root / "runs"
+
+    @property
     def database_url(self) -> str:
         return self.database or f"sqlite:///{self.root / 'bianlian.db'}"
 

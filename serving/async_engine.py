@@ -101,6 +101,8 @@ class AsyncEngine:
         self.max_waiting = max_waiting
         self.draining = False
         self.figures = AnswerFigures()
+        self.on_awaited: Callable[[int], None] = lambda answers: None  # the engine's thread, when their number changes
+        self._told = 0
         self._streams: dict[str, TokenStream] = {}
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._postponed: deque[Callable[[], object]] = deque()  # the engine's thread alone
@@ -221,6 +223,7 @@ class AsyncEngine:
     def _serve(self) -> None:
         while self._read_inbox():
             arrived = []
+            self._tell_awaited()
             for delta in self.engine.step():
                 stream = self._streams.get(delta.request_id)
                 if stream is not None:
@@ -240,6 +243,7 @@ class AsyncEngine:
     def _read_inbox(self) -> bool:
         """Take every call that waits; sleep while there is nothing to compute. False when asked to stop."""
         while True:
+            self._tell_awaited()
             busy = self.engine.has_work
             if busy and self._postponed and time.monotonic() >= self._postpone_until_s:
                 self._run_postponed()
@@ -255,6 +259,11 @@ class AsyncEngine:
             self._run_call(call)
             if self.engine.has_work and self._inbox.empty():
                 return True
+
+    def _tell_awaited(self) -> None:
+        if (answers := len(self._streams)) != self._told:
+            self._told = answers
+            self.on_awaited(answers)
 
     def _run_postponed(self) -> None:
         self._run_call(self._postponed.popleft())

@@ -15,6 +15,7 @@ from adapters.manifest import (
     split_reference,
 )
 from adapters.peft_config import read_config
+from adapters.snapshots import is_snapshot_id
 from serving.chat import ChatService
 from serving.engine.bank import BankFigures
 from serving.engine.effect import Effect
@@ -164,6 +165,12 @@ class AdapterLifecycle:
     def _require_adapter(self, reference: str) -> None:
         if self.chat.is_base(reference):
             raise Invalid("the base model is not an adapter; it stays in memory", param="name")
+        if is_snapshot_id(reference):
+            raise Invalid(
+                f"'{reference}' is a snapshot of a training run, which serves as it is; to keep it under a name, "
+                "publish its directory",
+                param="name",
+            )
         if self.aliases.get(reference):
             raise Invalid(f"'{reference}' is an alias; name the adapter it points at", param="name")
 

@@ -134,6 +134,15 @@ def train_command(
     resume: Annotated[str | None, _meanwhile(help="Go on with this run; needs no other option.")] = None,
     device: Annotated[str | None, _meanwhile(help="auto, cpu or cuda.")] = None,
     card: Annotated[Path | None, _meanwhile(help="JSON file with the persona's title, greeting and samples.")] = None,
+    snapshot_steps: Annotated[
+        int | None, _meanwhile(help="Steps between snapshots of the adapter; 0: none. Default: about eight a run.")
+    ] = None,
+    demo_prompts: Annotated[
+        list[str] | None,
+        _meanwhile(
+            "--demo-prompt", help="Question put to every snapshot; repeat for several. Default: the card's samples."
+        ),
+    ] = None,
     detach: Annotated[
         bool, _meanwhile("--detach", help="Queue the run and return; it goes on without this terminal.")
     ] = False,
@@ -142,7 +151,9 @@ def train_command(
     settings = load_settings(device=device)
     console = Console()
     given = {
-        key: value for key, value in context.params.items() if value is not None and key in TrainConfig.model_fields
+        key: value
+        for key, value in context.params.items()
+        if value not in (None, []) and key in TrainConfig.model_fields
     }
     if resume:
         if given:

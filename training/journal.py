@@ -135,6 +135,7 @@ class Metric(BaseModel):
     margin: float | None = None
     reward_margin: float | None = None
     reward_accuracy: float | None = None
+    paused_s: float | None = None  # of the step's time, for a server's answers
     time: float = Field(default_factory=time.time)
 
 
@@ -160,6 +161,11 @@ class Journal:
     @property
     def job_id(self) -> str:
         return self.directory.name
+
+    @property
+    def root(self) -> Path:
+        """The home that the run belongs to."""
+        return self.directory.parent.parent
 
     @property
     def checkpoints(self) -> Path:

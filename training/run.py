@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -21,9 +22,11 @@ import torch
 
 from adapters.base_model import BaseModel, load_base
 from adapters.errors import BianlianError
+from adapters.lending import BaseLost, Loan
 from adapters.manifest import AdapterManifest, AdapterVersion, TrainingRecord, check_name
 from adapters.renderer import ChatRenderer
 from adapters.settings import Device
+from adapters.snapshots import RunSnapshots, Series
 from adapters.store import AdapterStore
 from training.bases import check_base_name, publish_base
 from training.combinations import check_combinations
@@ -33,6 +36,7 @@ from training.failures import TrainingFailed, explain
 from training.journal import Journal, Metric, RunConfig
 from training.report import Report
 from training.run_data import Rows, RunData, check_data, hash_of
+from training.snapshots import demo_prompts, is_due, keeps_snapshots
 from training.sources import absolute
 from training.trainer import (
     Cancelled,
@@ -50,6 +54,7 @@ from training.trainer import (
     trainable,
 )
 from training.trainer.adapter import compute_dtype
+from training.yielding import Yielding
 
 PLAN_FILE = "plan.json"
 
@@ -94,17 +99,18 @@ def start_run(config: TrainConfig, root: Path, *, device: Device = "auto", watch
     """Train `config` and publish the adapter, or with method full the base. Blocks until the run is over; Ctrl-C
     cancels it at the next step.
 
-    Raises Invalid, NotFound or Conflict, with nothing left on disk, when data, name or base will not do."""
+    Raises Invalid, NotFound or Conflict, with no run left on disk, when data, name or base will not do."""
     watcher = watcher or Watcher()
     check_name(config.name)
     check_combinations(config)
+    keeps_snapshots(config)
     if config.method == "full":
         check_base_name(root, config.name)
     config = absolute(config)
     watcher.on_stage("reading data")
     data = check_data(config)
     watcher.on_stage("loading base")
-    base = _load(config, device)
+    base = _load(config, device, root)
     journal = Journal.create(
         root / "runs",
         RunConfig(train=config, data_sha256=hash_of(config), base_fingerprint=base.fingerprint),
@@ -140,32 +146,43 @@ def _prepare(journal: Journal, device: Device, on_stage: Callable[[str], None]) 
     digest = hash_of(asked.train)
     journal.settle(digest)
     on_stage("loading base")
-    base = _load(asked.train, device)
+    base = _load(asked.train, device, journal.root)
     journal.settle(digest, base.fingerprint)
     return data, base
 
 
-def _load(config: TrainConfig, device: Device) -> BaseModel:
+def _load(config: TrainConfig, device: Device, root: Path) -> BaseModel:
     base = load_base(
         config.base,
         device=device,
         dtype="float32" if config.method == "full" else "auto",
         quantize="4bit" if config.method == "qlora" else "none",
+        cache=root / "cache" / "bases",
+        lenders=root if _leaves_base_alone(config) else None,
     )
     pick_targets(base, config.targets)  # refuses unknown ones before a run exists
     return base
 
 
+def _leaves_base_alone(config: TrainConfig) -> bool:
+    """Whether the run only reads the base's weights. What is lent are those that the server answers with; full
+    fine-tuning learns them, and these initialisations take a part of them away."""
+    return config.method != "full" and config.init in ("default", "gaussian")
+
+
 class _Run:
     def __init__(self, journal: Journal, watcher: Watcher):
         self.journal = journal
-        self.root = journal.directory.parent.parent
+        self.root = journal.root
         self.watcher = watcher
         self.config = journal.config().train
         self.signal: int | None = None  # that asked this process to stop
         self.data: RunData
         self.base: BaseModel
         self.tokens_per_epoch = 0
+        self.snapshots = RunSnapshots(journal.directory)
+        self.yielding = Yielding(self.root, self._is_to_stop)
+        self.paused_s = 0.0  # until the last step
 
     def execute(self, prepare: Callable[[], tuple[RunData, BaseModel]]) -> Finished:
         self.journal.begin()
@@ -191,10 +208,19 @@ class _Run:
             if isinstance(error, BianlianError):
                 raise
             raise failure from error
+        finally:
+            self.yielding.end()
+            if self._loan:
+                self._loan.close()
 
     def enter(self, stage: str) -> None:
         self.journal.note(stage)
         self.watcher.on_stage(stage)
+
+    @property
+    def _loan(self) -> Loan | None:
+        """Of the base, while a server lends it; it may not be there yet."""
+        return self.base.loan if hasattr(self, "base") else None
 
     def _asked_to_stop(self) -> bool:
         return self.signal is not None or self.journal.wish() is not None
@@ -228,6 +254,7 @@ class _Run:
         measured = self._validation(model, validation, plan)
         before = self._before(model, measured)
         self.journal.rewind(checkpoint[1] if checkpoint else 0)
+        self._begin_snapshots(checkpoint[1] if checkpoint else 0)
         resumed = f", resumed at step {checkpoint[1]}" if checkpoint else ""
         self.journal.note(
             f"training on {len(training)} rows, {len(validation)} for validation{resumed}",
@@ -254,10 +281,12 @@ class _Run:
             self.journal.checkpoints,
             validation=measured,
             resume_from=checkpoint[0] if checkpoint else None,
-            on_step=self._record,
+            on_step=partial(self._record, model, len(training), before),
             on_evaluation=self._record_evaluation,
-            cancelled=self._asked_to_stop,
+            cancelled=self._is_to_stop,
+            step_back=self.yielding.step_back,
         )
+        self._require_base()
         if not trained.finished:
             raise Cancelled
         self.enter("validating")
@@ -303,7 +332,7 @@ class _Run:
             beta=plan.beta,
             pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
             compute_in=compute_dtype(self.base, self.config),
-            cancelled=self._asked_to_stop,
+            cancelled=self._stop_or_step_back,
         )
 
     def _before(self, model: Any, validation: Validation | None) -> Evaluation | None:
@@ -312,7 +341,7 @@ class _Run:
             return None
         if known := self.journal.metric("base_validation"):
             return _evaluation(known)
-        evaluation = validation.measure(model, self._asked_to_stop)
+        evaluation = validation.measure(model, self._stop_or_step_back)
         self._append("base_validation", 0, evaluation)
         return evaluation
 
@@ -322,7 +351,7 @@ class _Run:
             return None
         step = trained.best_step or trained.steps
         known = [metric for metric in self.journal.metrics() if metric.kind == "validation" and metric.step == step]
-        evaluation = _evaluation(known[-1]) if known else validation.measure(model, self._asked_to_stop)
+        evaluation = _evaluation(known[-1]) if known else validation.measure(model, self._stop_or_step_back)
         self._append("tuned_validation", step, evaluation)
         return evaluation
 
@@ -340,9 +369,37 @@ class _Run:
             data={"step": step, "valid_loss": evaluation.loss},
         )
 
-    def _record(self, progress: Progress) -> None:
+    def _stop_or_step_back(self) -> bool:
+        """Between two batches of a validation: whether it is to stop, after the server has had its turn."""
+        self.yielding.step_back()
+        self._require_base()
+        return self._asked_to_stop()
+
+    def _is_to_stop(self) -> bool:
+        return self._asked_to_stop() or self._loan is not None and self._loan.lost.is_set()
+
+    def _require_base(self) -> None:
+        if self._loan and self._loan.lost.is_set():
+            raise BaseLost(
+                "the server whose base this run was training on has ended. Checkpoints are kept; go on with: "
+                f"bianlian train --resume {self.journal.job_id}"
+            )
+
+    def _begin_snapshots(self, at_step: int) -> None:
+        if not keeps_snapshots(self.config):
+            return
+        series = Series(
+            name=self.config.name,
+            base_fingerprint=self.base.fingerprint,
+            system_prompt=self.data.report.system_prompt,
+            prompts=demo_prompts(self.config),
+        )
+        self.snapshots.begin(series, at_step)
+
+    def _record(self, model: Any, rows: int, before: Evaluation | None, progress: Progress) -> None:
         if not math.isfinite(progress.loss):
             raise self._diverged(f"the loss is {progress.loss} at step {progress.step}", progress.learning_rate)
+        paused_s, self.paused_s = self.yielding.paused_s - self.paused_s, self.yielding.paused_s
         self.journal.append(
             Metric(
                 kind="step",
@@ -352,6 +409,7 @@ class _Run:
                 learning_rate=progress.learning_rate,
                 grad_norm=progress.grad_norm,
                 tokens_per_s=round(progress.tokens_per_s, 1),
+                paused_s=round(paused_s, 3) or None,
                 reward_margin=progress.reward_margin,
                 reward_accuracy=progress.reward_accuracy,
             )
@@ -368,6 +426,10 @@ class _Run:
             trained_tokens=round(self.tokens_per_epoch * progress.epoch),
             estimated_finish=datetime.now(UTC) + timedelta(seconds=progress.remaining_s),
         )
+        if keeps_snapshots(self.config) and is_due(progress.step, progress.steps, self.config.snapshot_steps):
+            so_far = Trained(progress.step, progress.epoch, progress.loss, finished=False)
+            record = self._training_record(so_far, rows, before, None)
+            self.snapshots.add(progress.step, partial(self._write_adapter, model, record))
         self.watcher.on_step(progress)
 
     def _diverged(self, what: str, learning_rate: float | None = None) -> "TrainingFailed":
@@ -397,27 +459,13 @@ class _Run:
         self, model: Any, record: TrainingRecord, before: Evaluation | None, after: Evaluation | None
     ) -> Finished:
         self.enter("publishing")
-        renderer = ChatRenderer(self.base.tokenizer, self.base.stop_token_ids)
-        manifest = AdapterManifest(
-            name=self.config.name,
-            base_name=self.base.name,
-            base_fingerprint=self.base.fingerprint,
-            template_hash=renderer.template_hash,
-            system_prompt=self.data.report.system_prompt,
-            thinking=self.data.report.thinking,
-            card=self.config.card,
-            training=record,
-        )
         version, base, data = None, None, {}
         if self.config.method == "full":
-            base = publish_base(
-                self.root, self.config.name, lambda directory: self._write_base(model, directory, manifest)
-            )
+            base = publish_base(self.root, self.config.name, partial(self._write_base, model, record))
             published, message = str(base), f"published as {base}; serve it with: bianlian serve --base {base}"
         else:
             directory = self.journal.directory / "adapter"
-            save_adapter(model, directory)
-            manifest.write(directory)
+            self._write_adapter(model, record, directory)
             version = AdapterStore(self.root / "store").publish(directory, self.config.name)
             published, message, data = str(version), f"published as {version}", {"digest": version.digest}
         self.journal.note(message, data={"version": published, **data})
@@ -430,9 +478,27 @@ class _Run:
         )
         return Finished(self.journal.job_id, "succeeded", message, version, base, record, before, after)
 
-    def _write_base(self, model: Any, directory: Path, manifest: AdapterManifest) -> None:
+    def _write_adapter(self, model: Any, record: TrainingRecord, directory: Path) -> None:
+        """PEFT files and the manifest."""
+        save_adapter(model, directory)
+        self._manifest(record).write(directory)
+
+    def _write_base(self, model: Any, record: TrainingRecord, directory: Path) -> None:
         save_model(model, self.base.tokenizer, directory, _dtype_on_disk(self.base))
-        manifest.write(directory)
+        self._manifest(record).write(directory)
+
+    def _manifest(self, record: TrainingRecord) -> AdapterManifest:
+        renderer = ChatRenderer(self.base.tokenizer, self.base.stop_token_ids)
+        return AdapterManifest(
+            name=self.config.name,
+            base_name=self.base.name,
+            base_fingerprint=self.base.fingerprint,
+            template_hash=renderer.template_hash,
+            system_prompt=self.data.report.system_prompt,
+            thinking=self.data.report.thinking,
+            card=self.config.card,
+            training=record,
+        )
 
     def _stopped(self) -> Finished:
         """Paused by a wish or SIGTERM, as when the machine is shut down; cancelled by a wish or Ctrl-C."""

@@ -53,7 +53,10 @@ class Engine:
         step = StepAdapters()
         shapes = base.linear_shapes  # before the layers are replaced
         bits = _BITS[settings.quantize] if base.device.type == "cpu" else None  # elsewhere it was loaded quantised
-        layers = install_lora(base, step, kernels, fuse=fuse, bits=bits)
+        weights: dict[str, Tensor] = base.model.state_dict()
+        layers = install_lora(base, step, kernels, fuse=fuse, bits=bits, weights=weights)
+        # By name, as a trainer knows them; None when they were packed into an order that nobody else can read.
+        self.weights = weights if all(f"{name}.weight" in weights for name in shapes) else None
         self.base = base
         host_budget, device_budget = adapter_budgets(settings, base.device)
         self.bank = AdapterBank(

@@ -4,7 +4,7 @@ fused where that is known to be the same, its attention ours."""
 from collections.abc import Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from adapters.base_model import BaseModel
 from adapters.errors import Invalid
@@ -18,13 +18,20 @@ from serving.engine.lora import LoRALinear, StepAdapters
 
 
 def install_lora(
-    base: BaseModel, step: StepAdapters, kernels: Kernels, *, fuse: bool = True, bits: int | None = None
+    base: BaseModel,
+    step: StepAdapters,
+    kernels: Kernels,
+    *,
+    fuse: bool = True,
+    bits: int | None = None,
+    weights: dict[str, Tensor] | None = None,
 ) -> Layers:
     """Replace every linear layer and the input embedding of `base.model`; returns, for each by name, what computes it
     now.
 
     `bits` 8 or 4 quantises the linear layers on the way; the output layer keeps at least 8, because every choice of a
-    token goes through its roundings."""
+    token goes through its roundings. `weights` is the model's `state_dict` before, and is kept up: joined layers' are
+    parts of the joined weight then, and those that are packed are taken out."""
     model: nn.Module = base.model
     remaining = list(base.linear_shapes)  # by name, before anything is replaced
     installed: dict[str, LoRALinear | LoRAEmbedding] = {}
@@ -40,6 +47,8 @@ def install_lora(
         joined = kernels.join_linears(linears, kept)  # type: ignore[arg-type]
         layer = LoRALinear(joined, widths, step, kernels, is_head=head in names)
         installed.update(dict.fromkeys(names, layer))
+        if weights is not None:
+            _follow(weights, layer, joined)
         return layer
 
     for path, module in list(model.named_modules()):
@@ -77,6 +86,18 @@ def probe_layers(base: BaseModel) -> list[LayerShape]:
             param="base",
         )
     return [probe.shapes[layer] for layer in range(layers)]
+
+
+def _follow(weights: dict[str, Tensor], layer: LoRALinear, joined: nn.Module) -> None:
+    """Let the weights of the layer's members be those it computes with."""
+    for name, columns in layer.columns.items():
+        if not isinstance(joined, nn.Linear):
+            for key in [key for key in weights if key.startswith(f"{name}.")]:
+                del weights[key]
+        elif len(layer.columns) > 1:
+            weights[f"{name}.weight"] = joined.weight.detach()[columns]
+            if f"{name}.bias" in weights:
+                weights[f"{name}.bias"] = joined.bias.detach()[columns]
 
 
 def _replace(model: nn.Module, path: str, module: nn.Module) -> None:

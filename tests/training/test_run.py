@@ -11,8 +11,9 @@ import torch
 from peft import PeftModel
 from typer.testing import CliRunner
 
-from adapters.base_model import load_base
+from adapters.base_model import BaseModel, load_base
 from adapters.errors import BianlianError, Conflict, Invalid, NotFound
+from adapters.lending import BaseLost, Lender, terms_of
 from adapters.renderer import ChatRenderer
 from adapters.store import AdapterStore
 from training import run as run_module
@@ -147,7 +148,8 @@ def test_what_cannot_be_trained_is_refused_before_anything_is_left(
 ) -> None:
     with pytest.raises(Invalid, match=message):
         go(config(tiny_base, tmp_path, rows, **options), tmp_path / "home")
-    assert not (tmp_path / "home").exists()
+    left = {path.name for path in (tmp_path / "home").glob("*")}
+    assert left <= {"cache"}  # of the base, which the next run needs as well
 
 
 def test_a_failed_run_says_so_and_publishes_nothing(
@@ -210,3 +212,59 @@ def test_the_command_line_trains_and_prints_both_losses(
     assert "rows: 12 good, 0 bad" in checked.output
     missing = CliRunner().invoke(cli, ["train", "--name", "x"])
     assert isinstance(missing.exception, Invalid)
+
+
+def test_a_run_on_a_borrowed_base_ends_with_its_lender_and_goes_on_without(
+    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = go(config(tiny_base, tmp_path), tmp_path / "whole")
+    server = load_base(str(tiny_base), device="cpu")
+    terms = terms_of(server.fingerprint, server.dtype, server.quantize, server.device)
+    lender = Lender(tmp_path / "home", terms, server.model.state_dict())
+    bases: list[BaseModel] = []
+
+    def load(*args: Any, **options: Any) -> BaseModel:
+        bases.append(load_base(*args, **options))
+        return bases[-1]
+
+    def end_at_2(progress: Any) -> None:
+        if progress.step == 2:
+            lender.close()
+            assert bases[0].loan is not None and bases[0].loan.lost.wait(20)
+
+    monkeypatch.setattr(run_module, "load_base", load)
+    with pytest.raises(BaseLost, match="the server whose base this run was training on has ended.*--resume"):
+        go(config(tiny_base, tmp_path), tmp_path / "home", watcher=Watcher(on_step=end_at_2))
+    (directory,) = (tmp_path / "home" / "runs").iterdir()
+    assert Journal(directory).status().state == "failed"
+    assert AdapterStore(tmp_path / "home" / "store").names() == []
+    resumed = resume_run(directory.name, tmp_path / "home", device="cpu")
+    assert bases[1].loan is None and resumed.version.digest == whole.version.digest
+
+
+def test_a_run_on_a_borrowed_base_makes_the_same_adapter(tiny_base: Path, tmp_path: Path) -> None:
+    whole = go(config(tiny_base, tmp_path, method="qlora"), tmp_path / "whole")
+    server = load_base(str(tiny_base), device="cpu", quantize="4bit")
+    terms = terms_of(server.fingerprint, server.dtype, server.quantize, server.device)
+    lender = Lender(tmp_path / "home", terms, server.model.state_dict())
+    seen: list[int] = []
+    watcher = Watcher(on_step=lambda progress: seen.append(lender.borrowers))
+    finished = go(config(tiny_base, tmp_path, method="qlora"), tmp_path / "home", watcher=watcher)
+    assert set(seen) == {1} and finished.version.digest == whole.version.digest
+    lender.close()
+
+
+@pytest.mark.parametrize(
+    "writes",
+    [{"method": "full"}, {"init": "pissa"}, {"init": "olora"}],
+    ids=lambda options: next(iter(options.values())),
+)
+def test_what_changes_the_base_never_borrows_it(tiny_base: Path, tmp_path: Path, writes: dict[str, Any]) -> None:
+    server = load_base(str(tiny_base), device="cpu")
+    terms = terms_of(server.fingerprint, server.dtype, server.quantize, server.device)
+    lender = Lender(tmp_path, terms, server.model.state_dict())
+    reads = run_module._load(config(tiny_base, tmp_path), "cpu", tmp_path)
+    assert reads.loan is not None
+    reads.loan.close()
+    assert run_module._load(config(tiny_base, tmp_path, **writes), "cpu", tmp_path).loan is None
+    lender.close()

@@ -63,12 +63,13 @@ def train(
     on_step: Callable[[Progress], None] = lambda progress: None,
     on_evaluation: Callable[[int, Evaluation], None] = lambda step, evaluation: None,
     cancelled: Cancel = lambda: False,
+    step_back: Callable[[], None] = lambda: None,
 ) -> Trained:
     """Train `model` in place, which must be as `trainable` gave it. Blocks. Leaves the last checkpoints under
     `checkpoints`, and with `validation` and `config.keep_best` the best one too, whose weights the model has at the
     end. When `cancelled` becomes true, saves one more and returns; before the first step there is nothing to save, and
     it raises Cancelled. An evaluation between steps is finished first: a resumed run would not make up for it."""
-    reporter = _Reporter(config, on_step, on_evaluation, cancelled, evaluates=validation is not None)
+    reporter = _Reporter(config, on_step, on_evaluation, cancelled, step_back, evaluates=validation is not None)
     with quiet(), _attention_for(base, rows, plan):
         trainer = build(
             base, model, rows, config, plan, checkpoints, validation=validation, callback=reporter, cancelled=cancelled
@@ -139,6 +140,7 @@ class _Reporter(TrainerCallback):
         on_step: Callable[[Progress], None],
         on_evaluation: Callable[[int, Evaluation], None],
         cancelled: Cancel,
+        step_back: Callable[[], None],
         *,
         evaluates: bool,
     ):
@@ -146,6 +148,7 @@ class _Reporter(TrainerCallback):
         self.on_step = on_step
         self.on_evaluation = on_evaluation
         self.cancelled = cancelled
+        self.step_back = step_back
         self.evaluates = evaluates
         self.stopped_early = False
         self.tokens_seen: Callable[[], int] = lambda: 0
@@ -164,7 +167,11 @@ class _Reporter(TrainerCallback):
         self._first_step = state.global_step
         self._started = self._last = time.perf_counter()
 
+    def on_substep_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.step_back()
+
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.step_back()
         every = self.config.eval_steps
         control.should_evaluate = bool(
             self.evaluates and every and (state.global_step % every == 0 or state.global_step >= state.max_steps)
