@@ -173,8 +173,9 @@ class ChatRenderer:
         reasoning = reply.get("reasoning_content", "").strip("\n")
         marks = self.reasoning_marks
         shown = marks is None or (reasoning in whole[len(prompt) :] and not marks.inside(prompt))
+        end = self._stop_after([*before, reply], whole, tools)
         if whole.startswith(prompt) and shown:
-            return self._spoken(whole[len(prompt) :])
+            return self._spoken(whole[len(prompt) :] + end)
         # The template writes a past turn otherwise than it asks for a new one: without its thoughts, or without the
         # empty ones that the prompt has. So they are put in front of what it does write.
         bare: Message = {"role": "assistant", "content": reply["content"]}
@@ -187,7 +188,7 @@ class ChatRenderer:
         )
         if not found or not whole.startswith(opening):
             raise Invalid("the chat template hides what the assistant says, so it cannot be learned")
-        return (marks.around(reasoning, prompt) if marks else "") + self._spoken(whole[len(opening) :])
+        return (marks.around(reasoning, prompt) if marks else "") + self._spoken(whole[len(opening) :] + end)
 
     def _render(
         self,
@@ -230,6 +231,19 @@ class ChatRenderer:
         the template writes after that (ChatML's line break) is context of the next turn."""
         ends = [turn.find(token) + len(token) for token in self._stop_texts() if token in turn]
         return turn[: min(ends)] if ends else turn
+
+    def _stop_after(self, turns: Sequence[Message], whole: str, tools: Sequence[dict[str, Any]]) -> str:
+        """The end of the turn where the template does not write it with the turn, but begins the next one with it: GLM
+        stops at what introduces the user or a tool's answer. "" where the turn has its end, or none."""
+        stops = self._stop_texts()
+        if whole.rstrip().endswith(tuple(stops)):
+            return ""
+        role: Role = "tool" if "tool_calls" in turns[-1] else "user"
+        following = Message(role=role, content=_PROBE)
+        if role == "tool":
+            following["tool_call_id"] = turns[-1]["tool_calls"][-1]["id"]
+        longer = self._render([*turns, following], head=False, tools=tools)
+        return next((stop for stop in stops if longer.startswith(whole + stop)), "")
 
     def _stop_texts(self) -> list[str]:
         return [str(self.tokenizer.convert_ids_to_tokens(i)) for i in sorted(self.stop_token_ids)]

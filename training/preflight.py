@@ -2,6 +2,7 @@
 the model will see it. One result for command line, API and UI; nothing is trained, and the base's weights are not
 read."""
 
+import json
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -283,7 +284,8 @@ def _texts(row: Row) -> Iterator[str]:
         case Example():
             for message in row.messages:
                 yield message["content"]
-                yield from (call["function"]["name"] for call in message.get("tool_calls", []))
+                for call in message.get("tool_calls", []):
+                    yield json.dumps(call["function"], ensure_ascii=False)
                 if thoughts := message.get("reasoning_content"):
                     yield thoughts
         case PreferencePair():
