@@ -63,7 +63,7 @@ def test_thoughts_are_learned_after_the_prompt_that_is_served(template: str, thi
     renderer = ChatRenderer(tokenizer, frozenset([tokenizer.eos_token_id]))
     talk = [dict(message) for message in TALK]
     if thinking:
-        talk[2]["reasoning_content"], talk[4]["reasoning_content"] = "先想一想。", "Politely."
+        talk[2]["reasoning_content"], talk[4]["reasoning_content"] = "先想一想。", "Fine"  # the answer has it too
     rows = renderer.examples(talk, thinking=thinking)  # type: ignore[arg-type]
     said = []
     for row, index in zip(rows, (2, 4), strict=True):
@@ -75,7 +75,7 @@ def test_thoughts_are_learned_after_the_prompt_that_is_served(template: str, thi
     opening = "" if begun else "<think>\n"
     ended = "</think>\n\n" if begun else ""
     assert said == (
-        [f"{opening}先想一想。\n</think>\n\n俺老孙来也！<|im_end|>", f"{opening}Politely.\n</think>\n\nFine.<|im_end|>"]
+        [f"{opening}先想一想。\n</think>\n\n俺老孙来也！<|im_end|>", f"{opening}Fine\n</think>\n\nFine.<|im_end|>"]
         if thinking
         else [f"{ended}俺老孙来也！<|im_end|>", f"{ended}Fine.<|im_end|>"]
     )
