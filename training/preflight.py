@@ -19,7 +19,7 @@ from training.dataset import NOT_LEARNED, Dataset, ReadRows, TrainingRow, read_s
 from training.estimate import Estimate, Work, estimate
 from training.files import BadRow, Place
 from training.formats import Document, Example, Format, PreferencePair, Row
-from training.preferences import LabelledRow, PreferenceRow, Preferences, render_labelled, render_pairs
+from training.preferences import PreferenceDataset, PreferenceRow, one_sided, render_preferences
 from training.privacy import PrivateKind, find_private
 from training.report import Report
 from training.similar import near_duplicates
@@ -29,7 +29,7 @@ Script = Literal["zh", "en", "ja", "other"]
 _BARS = 12  # of the histogram
 _SHORT = 2  # letters and digits below which an answer is very short
 
-Rendered = Dataset | Preferences[PreferenceRow] | Preferences[LabelledRow]
+Rendered = Dataset | PreferenceDataset
 
 
 class Finding(BaseModel):
@@ -142,7 +142,7 @@ def preflight(config: TrainConfig, *, device: Device = "auto", preview_rows: int
     return Preflight(
         formats=report.formats,
         objectives=objectives,
-        refused=_refusal(report, objectives, config),
+        refused=_refusal(rendered, objectives, config),
         good=report.good,
         bad=[Finding.of(row) for row in report.bad],
         shortened=[Finding.of(row) for row in report.shortened],
@@ -199,11 +199,15 @@ def _render(
     read: ReadRows, objectives: Sequence[Objective], config: TrainConfig, renderer: ChatRenderer, max_length: int
 ) -> Rendered:
     if "kto" in objectives:
-        if config.objective == "kto" or objectives == ["kto"]:
-            return render_labelled(
-                read, renderer, system=config.system, max_length=max_length, weights=config.data_weights
-            )
-        return render_pairs(read, renderer, system=config.system, max_length=max_length, weights=config.data_weights)
+        single = config.objective == "kto" or objectives == ["kto"]
+        return render_preferences(
+            read,
+            renderer,
+            objective="kto" if single else "dpo",
+            system=config.system,
+            max_length=max_length,
+            weights=config.data_weights,
+        )
     return render_rows(
         read,
         renderer,
@@ -221,15 +225,17 @@ def _split(rendered: Rendered, config: TrainConfig) -> tuple[Sequence[object], S
     return rendered.split(0 if config.validation_data else config.val_split, config.seed)
 
 
-def _refusal(report: Report, objectives: Sequence[Objective], config: TrainConfig) -> str | None:
+def _refusal(rendered: Rendered, objectives: Sequence[Objective], config: TrainConfig) -> str | None:
     asked = config.objective if "objective" in config.model_fields_set else None
     # Documents are learned under either name.
     if asked and asked not in (*objectives, *(["sft"] if objectives == ["pretrain"] else [])):
         return f"--objective {asked} does not go with these rows; they are for {' or '.join(objectives)}"
     try:
-        report.refuse(strict=config.strict)
+        rendered.report.refuse(strict=config.strict)
     except Invalid as error:
         return error.message
+    if isinstance(rendered, PreferenceDataset) and (objectives == ["kto"] or asked == "kto"):
+        return one_sided(rendered.rows) or None
     return None
 
 
@@ -239,11 +245,9 @@ def _tokens(row: object) -> tuple[list[int], list[bool]]:
         case TrainingRow():
             return row.input_ids, [label != NOT_LEARNED for label in row.labels]
         case PreferenceRow():
-            longer = max(row.chosen_ids, row.rejected_ids, key=len)
-            return [*row.prompt_ids, *longer], [False] * len(row.prompt_ids) + [True] * len(longer)
-        case LabelledRow():
-            ids = [*row.prompt_ids, *row.completion_ids]
-            return ids, [False] * len(row.prompt_ids) + [True] * len(row.completion_ids)
+            longest = max(row.answers, key=lambda answer: len(answer.answer_ids))
+            prompt, answer = longest.prompt_ids, longest.answer_ids
+            return longest.input_ids, [False] * len(prompt) + [True] * len(answer)
     raise TypeError(f"{type(row).__name__} is no rendered row")
 
 
@@ -364,12 +368,11 @@ def preview(rows: Sequence[object], renderer: ChatRenderer) -> list[PreviewRow]:
                 ids, learned = _tokens(row)
                 shown.append(_preview(row.place, "", ids, learned, renderer))
             case PreferenceRow():
-                for part, answer in (("chosen", row.chosen_ids), ("rejected", row.rejected_ids)):
-                    learned = [False] * len(row.prompt_ids) + [True] * len(answer)
-                    shown.append(_preview(row.place, part, [*row.prompt_ids, *answer], learned, renderer))
-            case LabelledRow():
-                ids, learned = _tokens(row)
-                shown.append(_preview(row.place, "wanted" if row.label else "unwanted", ids, learned, renderer))
+                both = row.chosen_ids is not None and row.rejected_ids is not None
+                parts = ("chosen", "rejected") if both else ("wanted" if row.wanted else "unwanted",)
+                for part, answer in zip(parts, row.answers, strict=True):
+                    learned = [False] * len(answer.prompt_ids) + [True] * len(answer.answer_ids)
+                    shown.append(_preview(row.place, part, answer.input_ids, learned, renderer))
     return shown
 
 
