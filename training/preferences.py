@@ -146,8 +146,8 @@ def render_preferences(
         if not isinstance(row, PreferencePair):
             other = "pretrain" if isinstance(row, Document) else "sft"
             raise Invalid(
-                f"{row.place}: objective {objective} learns from answers to choose between, and this has none; use "
-                f"--objective {other}, or rows with chosen and rejected answers",
+                f"{row.place}: objective {objective} learns from preferences, and these are "
+                f"{read.formats[row.place.path]} rows; use --objective {other}, or rows with chosen and rejected answers",
                 param="objective",
             )
         if objective != "kto" and (row.chosen is None or row.rejected is None):

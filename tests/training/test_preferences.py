@@ -60,7 +60,7 @@ def test_a_pair_is_two_labelled_answers_and_a_labelled_answer_is_no_pair(
 
 
 def test_chat_rows_are_refused_with_the_objective_they_are_for(tmp_path: Path, renderer: ChatRenderer) -> None:
-    with pytest.raises(Invalid, match="learns from answers to choose between.*--objective sft"):
+    with pytest.raises(Invalid, match="learns from preferences, and these are alpaca rows; use --objective sft"):
         pairs(write(tmp_path, {"instruction": "a", "output": "b"}), renderer)
 
 
