@@ -147,7 +147,7 @@ def render_preferences(
             other = "pretrain" if isinstance(row, Document) else "sft"
             raise Invalid(
                 f"{row.place}: objective {objective} learns from preferences, and these are "
-                f"{read.formats[row.place.path]} rows; use --objective {other}, or rows with chosen and rejected answers",
+                f"{read.formats[row.place.path]} rows; use --objective {other}, or chosen and rejected answers",
                 param="objective",
             )
         if objective != "kto" and (row.chosen is None or row.rejected is None):
