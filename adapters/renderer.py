@@ -169,25 +169,25 @@ class ChatRenderer:
         """What the model itself says after `prompt_text(before)` when its turn is `reply`: thoughts if the template
         has them, content, calls, end of turn."""
         prompt = self._render(before, head=True, tools=tools, thinking=thinking)
-        whole = self._render([*before, reply], head=False, tools=tools, thinking=thinking)
-        reasoning = reply.get("reasoning_content", "").strip("\n")
-        marks = self.reasoning_marks
-        shown = marks is None or (reasoning in whole[len(prompt) :] and not marks.inside(prompt))
-        if whole.startswith(prompt) and shown:
-            return self._spoken(whole[len(prompt) :])
-        # The template writes a past turn otherwise than it asks for a new one: without its thoughts, or without the
-        # empty ones that the prompt has. So they are put in front of what it does write.
         bare: Message = {"role": "assistant", "content": reply["content"]}
         if "tool_calls" in reply:
             bare["tool_calls"] = reply["tool_calls"]
-        whole = self._render([*before, bare], head=False, tools=tools, thinking=thinking)
+        whole = self._render([*before, reply], head=False, tools=tools, thinking=thinking)
+        without = self._render([*before, bare], head=False, tools=tools, thinking=thinking)
+        # Bare: many templates drop thoughts when another turn follows.
+        end = "" if whole.rstrip().endswith(tuple(self._stop_texts())) else self._stop_after([*before, bare], tools)
+        marks, reasoning = self.reasoning_marks, reply.get("reasoning_content", "").strip("\n")
+        written = marks is None or (not marks.inside(prompt) and (not reasoning or whole != without))
+        if written and whole.startswith(prompt):
+            return self._spoken(whole[len(prompt) :] + end)
+        # The template writes a past turn otherwise than it asks for a new one: without its thoughts, or without the
+        # empty ones that the prompt has. So they are put in front of what it does write.
         probe: Message = {"role": "assistant", "content": _PROBE}
-        opening, found, _ = self._render([*before, probe], head=False, tools=tools, thinking=thinking).rpartition(
-            _PROBE
-        )
-        if not found or not whole.startswith(opening):
+        probed = self._render([*before, probe], head=False, tools=tools, thinking=thinking)
+        opening, found, _ = probed.rpartition(_PROBE)
+        if not found or not without.startswith(opening):
             raise Invalid("the chat template hides what the assistant says, so it cannot be learned")
-        return (marks.around(reasoning, prompt) if marks else "") + self._spoken(whole[len(opening) :])
+        return (marks.around(reasoning, prompt) if marks else "") + self._spoken(without[len(opening) :] + end)
 
     def _render(
         self,
@@ -230,6 +230,17 @@ class ChatRenderer:
         the template writes after that (ChatML's line break) is context of the next turn."""
         ends = [turn.find(token) + len(token) for token in self._stop_texts() if token in turn]
         return turn[: min(ends)] if ends else turn
+
+    def _stop_after(self, turns: Sequence[Message], tools: Sequence[dict[str, Any]]) -> str:
+        """The end of the last of `turns` where the template does not write it with the turn, but begins the next one
+        with it: GLM stops at what introduces the user or a tool's answer. "" where it does neither."""
+        role: Role = "tool" if "tool_calls" in turns[-1] else "user"
+        following = Message(role=role, content=_PROBE)
+        if role == "tool":
+            following["tool_call_id"] = turns[-1]["tool_calls"][-1].get("id", "")
+        whole = self._render(turns, head=False, tools=tools)
+        longer = self._render([*turns, following], head=False, tools=tools)
+        return next((stop for stop in self._stop_texts() if longer.startswith(whole + stop)), "")
 
     def _stop_texts(self) -> list[str]:
         return [str(self.tokenizer.convert_ids_to_tokens(i)) for i in sorted(self.stop_token_ids)]

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from adapters.base_model import locate_base
+from adapters.errors import Invalid
 from adapters.renderer import ChatRenderer
 
 
@@ -30,6 +31,10 @@ def read_base(name: str) -> BaseInfo:
     directory = locate_base(name)
     config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
     tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
+    if not tokenizer.chat_template:
+        raise Invalid(
+            f"base '{name}' has no chat template; train a chat model, or add chat_template.jinja", param="base"
+        )
     try:
         configured = GenerationConfig.from_pretrained(directory).eos_token_id
     except OSError:  # no generation_config.json: transformers takes the model's

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 _LISTED = 10  # findings of a kind shown on a terminal; --json has all
 
 FilesArgument = Annotated[
-    list[str], typer.Argument(help="Data files, or dataset_info.json:NAME.", metavar="FILE...", show_default=False)
+    list[str] | None,
+    typer.Argument(help="Data files, or dataset_info.json:NAME.", metavar="FILE", show_default=False),
 ]
 FormatOption = Annotated[str, typer.Option(help=f"auto, {', '.join(FORMATS)}.")]
 BaseOption = Annotated[str | None, typer.Option(help="Bundled name, directory, or hub id of the base model.")]
@@ -29,6 +30,10 @@ SystemOption = Annotated[
 LengthOption = Annotated[
     int | None, typer.Option(help="Tokens a row may have. Default: the base's limit, at most 2048.")
 ]
+DatasetOption = Annotated[
+    str | None, typer.Option(help="Names in DATASET_DIR/dataset_info.json, separated by commas, as LLaMA-Factory has.")
+]
+DirectoryOption = Annotated[Path | None, typer.Option(help="Where that dataset_info.json is.")]
 StrictOption = Annotated[bool, typer.Option("--strict", help="Refuse the data if a single row cannot be used.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Everything that was found, as JSON.")]
 
@@ -37,7 +42,9 @@ data_cli = typer.Typer(help="Look at data before training on it.", no_args_is_he
 
 @data_cli.command("check")
 def check_command(
-    files: FilesArgument,
+    files: FilesArgument = None,
+    dataset: DatasetOption = None,
+    dataset_dir: DirectoryOption = None,
     base: BaseOption = None,
     format: FormatOption = "auto",
     system: SystemOption = None,
@@ -61,7 +68,9 @@ def check_command(
         "epochs": epochs,
         "strict": strict,
     }
-    config = _config(files, base, values | ({"objective": objective} if objective else {}))
+    if objective:
+        values["objective"] = objective
+    config = _config(files, dataset, dataset_dir, base, values)
     found = _preflight(config, preview_rows=0)
     if as_json:
         typer.echo(found.model_dump_json(indent=2))
@@ -73,8 +82,10 @@ def check_command(
 
 @data_cli.command("preview")
 def preview_command(
-    files: FilesArgument,
+    files: FilesArgument = None,
     rows: Annotated[int, typer.Option(min=1, help="Rows to show.")] = 3,
+    dataset: DatasetOption = None,
+    dataset_dir: DirectoryOption = None,
     base: BaseOption = None,
     format: FormatOption = "auto",
     system: SystemOption = None,
@@ -84,7 +95,7 @@ def preview_command(
     """Show rows as the model will see them, learned tokens in colour (between ⟦ and ⟧ without a terminal)."""
     import json
 
-    config = _config(files, base, {"format": format, "system": system, "max_length": max_length})
+    config = _config(files, dataset, dataset_dir, base, {"format": format, "system": system, "max_length": max_length})
     console = Console()
     with console.status("reading"):
         silence_libraries()
@@ -100,17 +111,19 @@ def preview_command(
 
 @data_cli.command("convert")
 def convert_command(
-    files: FilesArgument,
     to: Annotated[str, typer.Option(help="messages, alpaca or sharegpt.", show_default=False)],
     out: Annotated[Path, typer.Option(help="File to write: .jsonl, or .json.", show_default=False)],
+    files: FilesArgument = None,
     format: FormatOption = "auto",
+    dataset: DatasetOption = None,
+    dataset_dir: DirectoryOption = None,
 ) -> None:
     """Write files of any format as one file of another. Rows the other format has no place for are named, and left out.
 
     Exit code 2 when no row is left."""
     from training.convert import convert_files
 
-    written, bad = convert_files(_config(files, None, {"format": format}), to, out)
+    written, bad = convert_files(_config(files, dataset, dataset_dir, None, {"format": format}), to, out)
     for row in bad:
         typer.echo(f"left out: {row}", err=True)
     typer.echo(f"{out}: {written} rows, {len(bad)} left out")
@@ -130,10 +143,16 @@ def split_command(
         typer.echo(f"{path}: {rows} rows")
 
 
-def _config(files: list[str], base: str | None, values: dict[str, object]) -> TrainConfig:
+def _config(
+    files: list[str] | None, dataset: str | None, dataset_dir: Path | None, base: str | None, values: dict[str, object]
+) -> TrainConfig:
     # One argument may name several, as --data does.
-    named = [part for file in files for part in file.split(",") if part]
-    return parse_config({"data": named, "name": "check", "base": base or load_settings().base, **values})
+    named = {
+        "data": [part for file in files or () for part in file.split(",") if part],
+        "dataset": [part.strip() for part in (dataset or "").split(",") if part.strip()],
+        "dataset_dir": dataset_dir,
+    }
+    return parse_config({**named, "name": "check", "base": base or load_settings().base, **values})
 
 
 def _preflight(config: TrainConfig, preview_rows: int) -> "Preflight":

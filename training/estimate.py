@@ -80,7 +80,7 @@ def estimate(
     where = pick_device(device)
     dtype = pick_dtype("auto", where)
     with torch.device("meta"):
-        model = _model(text, text.num_hidden_layers, dtype)
+        model = _model(base_config, dtype)
     parameters = sum(weight.numel() for weight in model.parameters())
     linears = {
         name: module
@@ -115,16 +115,21 @@ def estimate(
     return found
 
 
-def _model(text: Any, layers: int, dtype: torch.dtype) -> nn.Module:
-    """The base's own architecture with so many layers, and random weights."""
+def _model(config: Any, dtype: torch.dtype) -> nn.Module:
+    """The base's own architecture, with random weights."""
     from transformers import AutoModelForCausalLM
 
+    model: nn.Module = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
+    return model
+
+
+def _shortened(text: Any, layers: int) -> Any:
+    """The base's configuration with so many layers."""
     config = copy.deepcopy(text)
     config.num_hidden_layers = layers
     if getattr(config, "layer_types", None):
         config.layer_types = config.layer_types[:layers]
-    model: nn.Module = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
-    return model
+    return config
 
 
 def _memory(
@@ -159,8 +164,11 @@ def _speeds(
 ) -> dict[Method, tuple[float, str]]:
     """Seconds a token for each method, and how they were found."""
     layers = min(_MEASURED_LAYERS, text.num_hidden_layers)
-    with torch.device("meta"):
-        small = sum(weight.numel() for weight in _model(text, layers, dtype).parameters())
+    try:
+        with torch.device("meta"):
+            small = sum(weight.numel() for weight in _model(_shortened(text, layers), dtype).parameters())
+    except (ValueError, IndexError, TypeError, AttributeError):  # layers that cannot stand alone: hybrids, some MoE
+        small = _MEASURED_PARAMETERS + 1
     again = 4 / 3 if plan.gradient_checkpointing else 1.0  # a second way forward
     frozen: float
     full: float
@@ -184,7 +192,7 @@ def _measured(text: Any, layers: int, plan: Plan, dtype: torch.dtype, device: to
     without one the base itself."""
 
     def seconds(layers: int) -> float:
-        model = _model(text, layers, dtype)
+        model = _model(_shortened(text, layers), dtype)
         if rank is not None:
             model.requires_grad_(False)
             _adapt(model, rank)

@@ -1,5 +1,5 @@
-"""Answers to choose between, as tokens: pairs for DPO and ORPO, labelled answers for KTO. Rendered by the renderer that
-serves, cut by turns and never within an answer, and reported on like any other data."""
+"""Answers to choose between, as tokens: pairs for DPO and ORPO, single answers with a label for KTO. Rendered by the
+renderer that serves, cut by turns and never within an answer, and reported on like any other data."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -8,10 +8,9 @@ from typing import Literal
 
 from adapters.errors import Invalid
 from adapters.renderer import ChatRenderer, Message
-from training.config import Objective
 from training.dataset import NOT_LEARNED, ReadRows, TrainingRow, mix, read_sources, split_rows, unusable
 from training.files import BadRow, Place
-from training.formats import Document, Format, PreferencePair, Row
+from training.formats import Document, Format, PreferencePair
 from training.report import Lengths, Report
 from training.sources import Source
 from training.turns import assistant
@@ -34,7 +33,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class PreferenceRow:
-    """A prompt and both answers to it, or only one of them."""
+    """A prompt and both answers to it, or only one of them: a wanted or an unwanted one."""
 
     prompt_ids: list[int]
     chosen_ids: list[int] | None
@@ -53,21 +52,18 @@ class PreferenceRow:
         return Answer(self.prompt_ids, self.rejected_ids)
 
     @property
-    def is_pair(self) -> bool:
-        return self.chosen_ids is not None and self.rejected_ids is not None
+    def answers(self) -> list[Answer]:
+        return [Answer(self.prompt_ids, ids) for ids in (self.chosen_ids, self.rejected_ids) if ids is not None]
 
     @property
     def wanted(self) -> bool:
-        """Of a single answer: the verdict."""
+        """Of a single answer: the label."""
         return self.chosen_ids is not None
 
     @property
     def answer(self) -> Answer:
+        """The single answer."""
         return self.chosen if self.wanted else self.rejected
-
-    @property
-    def answers(self) -> list[Answer]:
-        return [Answer(self.prompt_ids, ids) for ids in (self.chosen_ids, self.rejected_ids) if ids is not None]
 
     @property
     def num_tokens(self) -> int:
@@ -75,7 +71,7 @@ class PreferenceRow:
         return sum(len(answer.input_ids) for answer in self.answers)
 
     def strange_answer(self, other: "PreferenceRow") -> Answer:
-        """What `other` answered, as if it had been this row's prompt."""
+        """What `other` answers, as if it had been asked this row's prompt."""
         return Answer(self.prompt_ids, other.answer.answer_ids)
 
     @property
@@ -84,7 +80,7 @@ class PreferenceRow:
         return max(len(answer.input_ids) for answer in self.answers)
 
     def singly(self) -> Iterator["PreferenceRow"]:
-        """A pair as two verdicts."""
+        """Each answer as a row of its own."""
         if self.chosen_ids is not None:
             yield replace(self, rejected_ids=None)
         if self.rejected_ids is not None:
@@ -111,7 +107,7 @@ def load_preferences(
     sources: Iterable[Path | Source],
     renderer: ChatRenderer,
     *,
-    objective: Objective,
+    objective: Literal["dpo", "kto", "orpo"],
     format: Format | Literal["auto"] = "auto",
     system: str | None = None,
     max_length: int,
@@ -119,136 +115,139 @@ def load_preferences(
     max_samples: int | None = None,
     seed: int = 0,
 ) -> PreferenceDataset:
-    """Read, check and render files of preferences, for one of the objectives that learn from them.
+    """Read, check and render all files. kto has rows of one answer (a pair makes two), dpo and orpo pairs.
 
-    Raises Invalid or NotFound for a file that cannot be read at all or holds rows of another kind; whether the rest is
-    good enough is `Report.refuse`'s to say. A row that is too long loses the earliest turns of its prompt, never a part
-    of an answer; if its last question is too long still, it is left out."""
+    Raises Invalid or NotFound for a file that cannot be read at all, or holds other rows than `objective` learns from;
+    whether the rest is good enough is `Report.refuse`'s to say. A row that is too long loses the earliest turns of its
+    prompt, never a part of an answer; if its last question is too long still, it is left out."""
     read = read_sources(sources, format=format, max_samples=max_samples, seed=seed)
-    return render_preferences(
+    dataset = render_preferences(
         read, renderer, objective=objective, system=system, max_length=max_length, weights=weights
     )
+    if objective == "kto" and (reason := one_sided(dataset.rows)):
+        raise Invalid(reason, param="data")
+    return dataset
+
+
+def one_sided(rows: Sequence[PreferenceRow]) -> str:
+    """Why kto cannot learn from these single answers; "" when it can."""
+    if rows and len({row.wanted for row in rows}) == 1:
+        return "kto learns from wanted and unwanted answers; all of these have the same label"
+    return ""
 
 
 def render_preferences(
     read: ReadRows,
     renderer: ChatRenderer,
     *,
-    objective: Objective,
+    objective: Literal["dpo", "kto", "orpo"],
     system: str | None = None,
     max_length: int,
     weights: Sequence[float] = (),
 ) -> PreferenceDataset:
-    """`load_preferences` on rows that are read."""
-    for _, row in read.rows:
-        _require_fit(row, objective)
-    fitting, report = _fit_all(read, renderer, system, max_length)
-    rows = [PreferenceRow(ids.prompt, ids.chosen, ids.rejected, row.place, source) for row, source, ids in fitting]
-    if objective == "kto":
-        rows = [single for row in rows for single in row.singly()]
-        if rows and len({row.wanted for row in rows}) == 1:
-            raise Invalid("kto learns from wanted and unwanted answers; all of these have the same label", param="data")
-    return PreferenceDataset(rows, report, tuple(weights))
-
-
-def _require_fit(row: Row, objective: Objective) -> None:
-    """Invalid when the row is not of the kind that `objective` learns from."""
-    if not isinstance(row, PreferencePair):
-        other = "pretrain" if isinstance(row, Document) else "sft"
-        raise Invalid(
-            f"{row.place}: objective {objective} learns from preferences, and this row has no answers to choose "
-            f"between; use --objective {other}, or a file with chosen and rejected answers",
-            param="objective",
-        )
-    if objective != "kto" and (row.chosen is None or row.rejected is None):
-        raise Invalid(
-            f"{row.place}: objective {objective} compares two answers, and this row has one with a label; use "
-            "--objective kto",
-            param="objective",
-        )
-
-
-@dataclass(frozen=True)
-class _Ids:
-    prompt: list[int]
-    chosen: list[int] | None
-    rejected: list[int] | None
-    left_out: int  # turns of the prompt
-
-    @property
-    def answers(self) -> list[list[int]]:
-        return [ids for ids in (self.chosen, self.rejected) if ids is not None]
-
-
-def _fit_all(
-    read: ReadRows, renderer: ChatRenderer, system: str | None, max_length: int
-) -> tuple[list[tuple[PreferencePair, int, _Ids]], Report]:
-    """Rows that can be learned, each with its data set and tokens, and what was noticed about all of them."""
-    bad = list(read.bad)
-    too_long: list[BadRow] = []
-    shortened: list[BadRow] = []
-    unending: list[BadRow] = []
-    fitting: list[tuple[PreferencePair, int, _Ids]] = []
+    """`load_preferences` on rows that are read, whatever their labels."""
+    work = _Rendering(renderer, max_length, bad=list(read.bad))
     for source, row in read.rows:
-        assert isinstance(row, PreferencePair)  # the caller has seen to it
-        row = _with_system(row, system)
-        answers = [assistant(text) for text in (row.chosen, row.rejected) if text is not None]
-        if reason := unusable([*row.prompt, *answers], bool(row.tools) or _has_calls(row.prompt), renderer):
-            bad.append(BadRow(row.place, "", reason))
-            continue
-        try:
-            ids = _fitted(row, renderer, max_length)
-        except Invalid as error:
-            bad.append(BadRow(row.place, "", error.message))
-            continue
-        if ids is not None and ids.chosen == ids.rejected:
-            bad.append(BadRow(row.place, "rejected", "is the same as the chosen answer"))
-            continue
-        if ids is None:
-            reason = f"its last question and longer answer have more than max-length {max_length} tokens"
-            too_long.append(BadRow(row.place, "", reason))
-            continue
-        if ids.left_out:
-            shortened.append(BadRow(row.place, "", f"{ids.left_out} turns left out for max-length {max_length}"))
-        if any(answer[-1] not in renderer.stop_token_ids for answer in ids.answers):
-            unending.append(BadRow(row.place, "", "an answer ends without an end of turn"))
-        fitting.append((row, source, ids))
-    distinct = {(tuple(ids.prompt), *map(tuple, ids.answers)) for _, _, ids in fitting}
-    systems = {row.prompt[0]["content"] if row.prompt[0]["role"] == "system" else None for row, _, _ in fitting}
-    report = Report(
-        formats=read.formats,
-        good=len(fitting),
-        bad=bad,
-        duplicates=len(fitting) - len(distinct),
-        shortened=shortened,
-        too_long=too_long,
-        max_length=max_length,
-        lengths=Lengths.of(
-            (len(ids.prompt) + sum(map(len, ids.answers)), sum(map(len, ids.answers))) for _, _, ids in fitting
+        if not isinstance(row, PreferencePair):
+            other = "pretrain" if isinstance(row, Document) else "sft"
+            raise Invalid(
+                f"{row.place}: objective {objective} learns from preferences, and these are "
+                f"{read.formats[row.place.path]} rows; use --objective {other}, or chosen and rejected answers",
+                param="objective",
+            )
+        if objective != "kto" and (row.chosen is None or row.rejected is None):
+            raise Invalid(
+                f"{row.place}: objective {objective} compares two answers, and this row has one; use --objective kto",
+                param="objective",
+            )
+        work.row(source, _with_system(row, system))
+    rows = [single for row in work.rows for single in row.singly()] if objective == "kto" else work.rows
+    keys = {(tuple(row.prompt_ids), tuple(row.chosen_ids or ()), tuple(row.rejected_ids or ())) for row in work.rows}
+    return PreferenceDataset(
+        rows,
+        Report(
+            formats=read.formats,
+            good=len(work.rows),
+            bad=work.bad,
+            duplicates=len(work.rows) - len(keys),
+            shortened=work.shortened,
+            too_long=work.too_long,
+            max_length=max_length,
+            lengths=Lengths.of(
+                (len(answer.input_ids), len(answer.answer_ids)) for row in work.rows for answer in row.answers
+            ),
+            unending=work.unending,
+            conversations=len(work.rows),
+            system_prompt=next(iter(work.systems)) if len(work.systems) == 1 else system,
+            with_tools=work.with_tools,
+            reasoning_left_out=work.reasoning_left_out,
         ),
-        unending=unending,
-        conversations=len(fitting),
-        system_prompt=systems.pop() if len(systems) == 1 else None,
-        with_tools=sum(bool(row.tools) for row, _, _ in fitting),
-        reasoning_left_out=sum(row.left_out_reasoning for row, _, _ in fitting),
+        tuple(weights),
     )
-    return fitting, report
 
 
-def _fitted(row: PreferencePair, renderer: ChatRenderer, max_length: int) -> _Ids | None:
-    """The row with as much of its prompt as fits before its longer answer; None when none does."""
-    for prompt in _shorter(row.prompt):
-        ids = renderer.prompt_ids(prompt, tools=row.tools, thinking=False)
+class _Rendering:
+    """Rows as they are rendered, and what is noticed about them."""
 
-        def answer(text: str | None, prompt: Sequence[Message] = prompt) -> list[int] | None:
-            if text is None:
-                return None
-            return renderer.encode(renderer.reply_text(prompt, assistant(text), tools=row.tools, thinking=False))
+    def __init__(self, renderer: ChatRenderer, max_length: int, *, bad: list[BadRow]):
+        self.renderer = renderer
+        self.max_length = max_length
+        self.rows: list[PreferenceRow] = []
+        self.bad = bad
+        self.shortened: list[BadRow] = []
+        self.too_long: list[BadRow] = []
+        self.unending: list[BadRow] = []
+        self.systems: set[str | None] = set()  # system messages of the rows
+        self.with_tools = 0
+        self.reasoning_left_out = 0
 
-        found = _Ids(ids, answer(row.chosen), answer(row.rejected), len(row.prompt) - len(prompt))
-        if len(ids) + max(map(len, found.answers)) <= max_length:
-            return found
-    return None
+    def row(self, source: int, pair: PreferencePair) -> None:
+        answers = [assistant(text) for text in (pair.chosen, pair.rejected) if text is not None]
+        reason = unusable([*pair.prompt, *answers], bool(pair.tools) or _has_calls(pair.prompt), self.renderer)
+        if not reason and pair.chosen == pair.rejected:
+            reason = "the rejected answer is the same as the chosen one"
+        if reason:
+            self.bad.append(BadRow(pair.place, "", reason))
+            return
+        try:
+            fitted, left_out = self._fitted(pair, source)
+        except Invalid as error:
+            self.bad.append(BadRow(pair.place, "", error.message))
+            return
+        if fitted is None:
+            reason = f"its last question and longer answer have more than max-length {self.max_length} tokens"
+            self.too_long.append(BadRow(pair.place, "", reason))
+            return
+        if left_out:
+            reason = f"{left_out} turns left out for max-length {self.max_length}"
+            self.shortened.append(BadRow(pair.place, "", reason))
+        if any(answer.answer_ids[-1] not in self.renderer.stop_token_ids for answer in fitted.answers):
+            self.unending.append(BadRow(pair.place, "", "an answer ends without an end of turn"))
+        self.rows.append(fitted)
+        self.systems.add(pair.prompt[0]["content"] if pair.prompt[0]["role"] == "system" else None)
+        self.with_tools += bool(pair.tools)
+        self.reasoning_left_out += pair.left_out_reasoning
+
+    def _fitted(self, pair: PreferencePair, source: int) -> tuple[PreferenceRow | None, int]:
+        """The row with as much of its prompt as fits before its longer answer (None: nothing does), and how many of
+        its turns are left out."""
+        for prompt in _shorter(pair.prompt):
+            row = PreferenceRow(
+                self.renderer.prompt_ids(prompt, tools=pair.tools, thinking=False),
+                self._answer(prompt, pair.chosen, pair),
+                self._answer(prompt, pair.rejected, pair),
+                pair.place,
+                source,
+            )
+            if row.length <= self.max_length:
+                return row, len(pair.prompt) - len(prompt)
+        return None, 0
+
+    def _answer(self, prompt: Sequence[Message], text: str | None, pair: PreferencePair) -> list[int] | None:
+        if text is None:
+            return None
+        said = self.renderer.reply_text(prompt, assistant(text), tools=pair.tools, thinking=False)
+        return self.renderer.encode(said)
 
 
 def _shorter(prompt: Sequence[Message]) -> Iterable[Sequence[Message]]:

@@ -2,6 +2,7 @@
 the model will see it. One result for command line, API and UI; nothing is trained, and the base's weights are not
 read."""
 
+import json
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,7 +19,7 @@ from training.dataset import NOT_LEARNED, Dataset, ReadRows, TrainingRow, read_s
 from training.estimate import Estimate, Work, estimate
 from training.files import BadRow, Place
 from training.formats import Document, Example, Format, PreferencePair, Row
-from training.preferences import PreferenceDataset, PreferenceRow, render_preferences
+from training.preferences import PreferenceDataset, PreferenceRow, one_sided, render_preferences
 from training.privacy import PrivateKind, find_private
 from training.report import Report
 from training.similar import near_duplicates
@@ -141,7 +142,7 @@ def preflight(config: TrainConfig, *, device: Device = "auto", preview_rows: int
     return Preflight(
         formats=report.formats,
         objectives=objectives,
-        refused=_refusal(report, objectives, config),
+        refused=_refusal(rendered, objectives, config),
         good=report.good,
         bad=[Finding.of(row) for row in report.bad],
         shortened=[Finding.of(row) for row in report.shortened],
@@ -198,10 +199,11 @@ def _render(
     read: ReadRows, objectives: Sequence[Objective], config: TrainConfig, renderer: ChatRenderer, max_length: int
 ) -> Rendered:
     if "kto" in objectives:
+        single = config.objective == "kto" or objectives == ["kto"]
         return render_preferences(
             read,
             renderer,
-            objective=config.objective if config.objective in objectives else objectives[0],
+            objective="kto" if single else "dpo",
             system=config.system,
             max_length=max_length,
             weights=config.data_weights,
@@ -223,15 +225,17 @@ def _split(rendered: Rendered, config: TrainConfig) -> tuple[Sequence[object], S
     return rendered.split(0 if config.validation_data else config.val_split, config.seed)
 
 
-def _refusal(report: Report, objectives: Sequence[Objective], config: TrainConfig) -> str | None:
+def _refusal(rendered: Rendered, objectives: Sequence[Objective], config: TrainConfig) -> str | None:
     asked = config.objective if "objective" in config.model_fields_set else None
     # Documents are learned under either name.
     if asked and asked not in (*objectives, *(["sft"] if objectives == ["pretrain"] else [])):
         return f"--objective {asked} does not go with these rows; they are for {' or '.join(objectives)}"
     try:
-        report.refuse(strict=config.strict)
+        rendered.report.refuse(strict=config.strict)
     except Invalid as error:
         return error.message
+    if isinstance(rendered, PreferenceDataset) and (objectives == ["kto"] or asked == "kto"):
+        return one_sided(rendered.rows) or None
     return None
 
 
@@ -241,8 +245,9 @@ def _tokens(row: object) -> tuple[list[int], list[bool]]:
         case TrainingRow():
             return row.input_ids, [label != NOT_LEARNED for label in row.labels]
         case PreferenceRow():
-            longer = max((answer.answer_ids for answer in row.answers), key=len)
-            return [*row.prompt_ids, *longer], [False] * len(row.prompt_ids) + [True] * len(longer)
+            longest = max(row.answers, key=lambda answer: len(answer.answer_ids))
+            prompt, answer = longest.prompt_ids, longest.answer_ids
+            return longest.input_ids, [False] * len(prompt) + [True] * len(answer)
     raise TypeError(f"{type(row).__name__} is no rendered row")
 
 
@@ -283,7 +288,8 @@ def _texts(row: Row) -> Iterator[str]:
         case Example():
             for message in row.messages:
                 yield message["content"]
-                yield from (call["function"]["name"] for call in message.get("tool_calls", []))
+                for call in message.get("tool_calls", []):
+                    yield json.dumps(call["function"], ensure_ascii=False)
                 if thoughts := message.get("reasoning_content"):
                     yield thoughts
         case PreferencePair():
@@ -362,9 +368,10 @@ def preview(rows: Sequence[object], renderer: ChatRenderer) -> list[PreviewRow]:
                 ids, learned = _tokens(row)
                 shown.append(_preview(row.place, "", ids, learned, renderer))
             case PreferenceRow():
-                parts = ("chosen", "rejected") if row.is_pair else ("wanted",) if row.wanted else ("unwanted",)
+                both = row.chosen_ids is not None and row.rejected_ids is not None
+                parts = ("chosen", "rejected") if both else ("wanted" if row.wanted else "unwanted",)
                 for part, answer in zip(parts, row.answers, strict=True):
-                    learned = [False] * len(row.prompt_ids) + [True] * len(answer.answer_ids)
+                    learned = [False] * len(answer.prompt_ids) + [True] * len(answer.answer_ids)
                     shown.append(_preview(row.place, part, answer.input_ids, learned, renderer))
     return shown
 

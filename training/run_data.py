@@ -4,6 +4,7 @@ not loaded."""
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from adapters.errors import Invalid
 from training.base_info import BaseInfo, read_base
@@ -71,10 +72,11 @@ def _read(
     config: TrainConfig, base: BaseInfo, sources: Sequence[Source], weights: Sequence[float] = ()
 ) -> Dataset | PreferenceDataset:
     if config.objective in PREFERENCES:
+        objective: Literal["dpo", "kto", "orpo"] = config.objective  # type: ignore[assignment]
         return load_preferences(
             sources,
             base.renderer,
-            objective=config.objective,
+            objective=objective,
             system=config.system,
             max_length=max_length_for(config, base.max_model_len),
             weights=weights,

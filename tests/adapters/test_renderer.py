@@ -63,7 +63,7 @@ def test_thoughts_are_learned_after_the_prompt_that_is_served(template: str, thi
     renderer = ChatRenderer(tokenizer, frozenset([tokenizer.eos_token_id]))
     talk = [dict(message) for message in TALK]
     if thinking:
-        talk[2]["reasoning_content"], talk[4]["reasoning_content"] = "先想一想。", "Politely."
+        talk[2]["reasoning_content"], talk[4]["reasoning_content"] = "先想一想。", "Fine"  # the answer has it too
     rows = renderer.examples(talk, thinking=thinking)  # type: ignore[arg-type]
     said = []
     for row, index in zip(rows, (2, 4), strict=True):
@@ -75,7 +75,7 @@ def test_thoughts_are_learned_after_the_prompt_that_is_served(template: str, thi
     opening = "" if begun else "<think>\n"
     ended = "</think>\n\n" if begun else ""
     assert said == (
-        [f"{opening}先想一想。\n</think>\n\n俺老孙来也！<|im_end|>", f"{opening}Politely.\n</think>\n\nFine.<|im_end|>"]
+        [f"{opening}先想一想。\n</think>\n\n俺老孙来也！<|im_end|>", f"{opening}Fine\n</think>\n\nFine.<|im_end|>"]
         if thinking
         else [f"{ended}俺老孙来也！<|im_end|>", f"{ended}Fine.<|im_end|>"]
     )
@@ -102,6 +102,29 @@ def test_calls_are_learned_as_the_template_writes_them(name: str) -> None:
         assert row.learned[len(prompt)] and not row.learned[len(prompt) - 1]
     learned = tokenizer.decode([token for token, said in zip(row.ids, row.learned, strict=True) if said])
     assert "look" in learned and "北京" in learned and learned.endswith("Yes.<|im_end|>")
+
+
+def test_a_turn_that_ends_where_the_next_begins_is_learned_with_that_end() -> None:
+    """GLM's way: no token of its own after the answer, generation stops at `<|user|>` or `<|observation|>`."""
+    template = (
+        "{%- for m in messages -%}{{ '<|' + {'tool': 'observation'}.get(m.role, m.role) + '|>' + m.content }}"
+        "{%- for c in m.tool_calls or [] -%}{{ '(' + c.function.name + ')' }}{%- endfor -%}{%- endfor -%}"
+        "{%- if add_generation_prompt -%}{{ '<|assistant|>' }}{%- endif -%}"
+    )
+    ends = ["<|user|>", "<|observation|>"]
+    tokenizer = tiny.tokenizer_with(template, special_tokens=["<|assistant|>", "<|system|>", *ends])
+    renderer = ChatRenderer(tokenizer, frozenset(tokenizer.convert_tokens_to_ids(ends)))
+    call = {"id": "call00001", "type": "function", "function": {"name": "look", "arguments": {}}}
+    talk: list[Message] = [
+        *TALK[:4],
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": "rain", "tool_call_id": "call00001"},
+        {"role": "assistant", "content": "Rain."},
+    ]
+    (row,) = renderer.examples(talk)
+    learned = tokenizer.decode([token for token, said in zip(row.ids, row.learned, strict=True) if said])
+    assert learned == "俺老孙来也！<|user|>(look)<|observation|>Rain.<|user|>"
+    assert row.ids[: row.learned.index(True)] == renderer.prompt_ids(talk[:2])
 
 
 def test_a_template_without_tools_says_so(renderer: ChatRenderer) -> None:

@@ -67,6 +67,9 @@ def test_a_list_names_data_sets_on_the_command_line(tiny_base: Path, tmp_path: P
     info.write_text(json.dumps({"one": {"file_name": "named.jsonl", "columns": columns}}))
     shown = run("preview", f"{info}:one", "--base", str(tiny_base)).output
     assert "⟦Ho<|im_end|>⟧" in shown
+    listed = ["--dataset", "one", "--dataset-dir", str(tmp_path)]
+    assert run("preview", *listed, "--base", str(tiny_base)).output == shown
+    assert "no data: give files as data" in str(run("preview", "--base", str(tiny_base)).exception)
 
 
 def test_convert_and_split_write_files_and_say_so(tmp_path: Path) -> None:

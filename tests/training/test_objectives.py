@@ -173,7 +173,7 @@ def test_kto_learns_from_pairs_as_two_verdicts_and_splits_by_prompt(renderer: Ch
         (
             "dpo",
             {"instruction": "a", "output": "b"},
-            "this row has no answers to choose between; use --objective sft",
+            "learns from preferences, and these are alpaca rows; use --obj",
         ),
         ("kto", {"text": "only words"}, "use --objective pretrain"),
         ("orpo", {"prompt": "a", "completion": "b", "label": True}, "compares two answers.*use --objective kto"),

@@ -118,6 +118,13 @@ def test_preferences_show_both_sides_and_say_what_they_are_for(tiny_base: Path, 
     assert refused == "--objective sft does not go with these rows; they are for dpo or orpo or kto"
 
 
+def test_labels_of_one_kind_are_shown_but_refused(tiny_base: Path, tmp_path: Path) -> None:
+    rows = [{"prompt": f"q{n}", "completion": "yes", "label": True} for n in range(4)]
+    found = preflight(config(tiny_base, tmp_path, rows), device="cpu", preview_rows=1)
+    assert [one.part for one in found.preview] == ["wanted"]
+    assert found.refused == "kto learns from wanted and unwanted answers; all of these have the same label"
+
+
 def test_bad_data_is_a_result_with_the_reason_not_an_error(tiny_base: Path, tmp_path: Path) -> None:
     found = preflight(config(tiny_base, tmp_path, [row("a", "b"), row("a", "")]), device="cpu")
     assert found.refused is not None and "more than 5%" in found.refused
