@@ -101,7 +101,7 @@ def test_what_was_trained_is_what_peft_and_the_engine_serve(
 
 
 def test_a_snapshot_between_steps_changes_nothing(tiny_base: Path, tmp_path: Path) -> None:
-    """Turning PiSSA into plain LoRA loads a second adapter for a moment; training must not notice."""
+    """Turning PiSSA into plain LoRA while it trains; training must not notice."""
     asked = config(init="pissa", lora_dropout=0.2)
 
     def trained(directory: Path, *, snapshots: bool) -> list[torch.Tensor]:
