@@ -214,7 +214,8 @@ def _learning_rate(config: TrainConfig, hidden_size: int) -> tuple[float, str]:
         reasons.append(f"for hidden size {hidden_size} (narrower bases bear larger steps)")
         for applies, share, why in (
             (config.method == "full", 0.1, "a tenth, since all weights move and not a few in their place"),
-            (config.objective in PREFERENCES, 0.1, "a tenth, since preferences drive a model out of its language"),
+            # ORPO learns the language of the chosen answers too, and takes the steps of sft.
+            (config.objective in ("dpo", "kto"), 0.1, "a tenth, since preferences drive a model out of its language"),
         ):
             if applies:
                 rate, reasons = rate * share, [*reasons, why]

@@ -23,7 +23,7 @@ from training.config import Plan, TrainConfig, plan_for
 from training.dataset import TrainingRow
 from training.files import Place
 from training.run import start_run
-from training.trainer import Progress, Validation, add_adapter, last_checkpoint, save_adapter, train, trainable
+from training.trainer import Progress, Trained, Validation, add_adapter, last_checkpoint, save_adapter, train, trainable
 from training.trainer.objectives import build
 from training.trainer.scoring import validation_loss
 
@@ -101,7 +101,7 @@ def test_what_was_trained_is_what_peft_and_the_engine_serve(
 
 
 def test_a_snapshot_between_steps_changes_nothing(tiny_base: Path, tmp_path: Path) -> None:
-    """Turning PiSSA into plain LoRA loads a second adapter for a moment; training must not notice."""
+    """Turning PiSSA into plain LoRA while it trains; training must not notice."""
     asked = config(init="pissa", lora_dropout=0.2)
 
     def trained(directory: Path, *, snapshots: bool) -> list[torch.Tensor]:
@@ -239,3 +239,48 @@ def test_a_base_takes_no_name_that_means_something_else(
     with pytest.raises(Conflict, match="bundled base"):
         check_base_name(tmp_path, "bianlian-mini")
     check_base_name(tmp_path, "free")
+
+
+def test_a_base_trained_whole_resumes_exactly_and_keeps_its_best(tiny_base: Path, tmp_path: Path) -> None:
+    asked = TrainConfig.model_validate(
+        {"data": ["unused"], "name": "x", "method": "full", "epochs": 4, "batch_size": 4, "learning_rate": 3e-3}
+    )
+    base = fresh(tiny_base)
+    own = []  # what the base says by itself: the more of ROWS is learned, the less likely that becomes
+    for row in ROWS:
+        prompt = torch.tensor([row.input_ids[:4]])
+        said = base.model.generate(prompt, max_new_tokens=6, min_new_tokens=6, do_sample=False)[0].tolist()
+        own.append(TrainingRow(said, [-100] * 4 + said[4:], row.place))
+
+    def trained(directory: Path, **options: Any) -> tuple[Any, Trained, list[float]]:
+        base = fresh(tiny_base)
+        model = trainable(base, asked, plan(asked))
+        seen: list[float] = []
+        validation = Validation(model, own, objective="sft", beta=0.1, pad_token_id=base.tokenizer.pad_token_id)
+        result = train(
+            base,
+            model,
+            ROWS,
+            asked,
+            plan(asked),
+            directory,
+            validation=validation,
+            on_evaluation=lambda step, evaluation: seen.append(evaluation.loss),
+            **options,
+        )
+        return model, result, seen
+
+    whole, result, losses = trained(tmp_path / "whole")
+    best = losses.index(min(losses))
+    assert best < 3, losses
+    assert result.best_step == 2 * (1 + best)  # the last is not the best, or this shows nothing
+    pad = fresh(tiny_base).tokenizer.pad_token_id
+    assert validation_loss(whole, own, pad, compute_in=torch.bfloat16) == pytest.approx(losses[best], rel=1e-2)
+    steps: list[int] = []
+    trained(tmp_path / "run", on_step=lambda progress: steps.append(progress.step), cancelled=lambda: len(steps) >= 2)
+    found = last_checkpoint(tmp_path / "run")
+    assert found is not None and found[1] == 3
+    resumed, again, _ = trained(tmp_path / "run", resume_from=found[0])
+    assert again.best_step == result.best_step
+    for (name, a), (_, b) in zip(resumed.named_parameters(), whole.named_parameters(), strict=True):
+        assert torch.equal(a, b), name

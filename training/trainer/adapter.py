@@ -1,6 +1,7 @@
 """What is trained: an adapter on the frozen base, or the base itself; how it is saved, and loaded again."""
 
-import tempfile
+import copy
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,8 @@ def add_adapter(base: BaseModel, config: TrainConfig, plan: Plan) -> PeftModel:
         # base a second time.
         saved.init_lora_weights = True
         model.weights_before_training = {
-            name: weight.detach().cpu().clone() for name, weight in get_peft_model_state_dict(model).items()
+            name: weight.detach().cpu().clone()
+            for name, weight in get_peft_model_state_dict(model, save_embedding_layers=False).items()
         }
     return model
 
@@ -101,21 +103,27 @@ def compute_dtype(base: BaseModel, config: TrainConfig) -> torch.dtype:
 
 
 def save_adapter(model: PeftModel, directory: Path) -> None:
-    """PEFT files of a plain LoRA adapter for the base as it was, whatever it was initialised with.
+    """PEFT files of a plain LoRA adapter for the base as it was, whatever it was initialised with. May be called
+    between steps: it leaves model and dice as they are.
 
-    PiSSA and OLoRA move a part of the base into the adapter; what was learned is the difference between the adapter
-    now and then, an adapter of twice the rank. May be called between steps: it leaves model and dice as they are."""
+    PiSSA and OLoRA move a part of the base into the adapter: W = R + sB₀A₀. What was learned, R + sBA - W, is
+    sBA - sB₀A₀: an adapter of twice the rank. PEFT computes the same, but for that it loads a second adapter into the
+    model, draws random numbers and looks the base up on the hub."""
     before: dict[str, Tensor] | None = getattr(model, "weights_before_training", None)
     if before is None:
         save_weights(model, directory)
         return
-    with torch.random.fork_rng(), tempfile.TemporaryDirectory() as scratch, quiet():
-        initial = Path(scratch) / "before"
-        initial.mkdir()
-        save_file(before, initial / WEIGHTS_FILE)
-        model.save_pretrained(
-            directory, save_embedding_layers=False, path_initial_model_for_weight_conversion=str(initial)
-        )
+    learned: dict[str, Tensor] = {}
+    for name, now in get_peft_model_state_dict(model, save_embedding_layers=False).items():
+        now, then = now.detach().cpu(), before[name]
+        learned[name] = torch.cat([now, then]) if "lora_A" in name else torch.cat([now, -then], dim=1)
+    config = copy.deepcopy(model.peft_config["default"])
+    config.r *= 2
+    config.lora_alpha *= math.sqrt(2) if config.use_rslora else 2  # the scale is alpha / r, or alpha / sqrt(r)
+    config.inference_mode = True
+    directory.mkdir(parents=True, exist_ok=True)
+    config.save_pretrained(directory)
+    save_file(learned, directory / WEIGHTS_FILE, metadata={"format": "pt"})
 
 
 def save_weights(model: Any, directory: Path) -> None:

@@ -78,12 +78,14 @@ def build(
         pairs = [row for row in rows if isinstance(row, PreferenceRow)]
         # TRL's default takes dropout out of the model without asking.
         common |= {"beta": plan.beta, "disable_dropout": config.lora_dropout == 0, "max_length": None}
+        # Told so, TRL loads no second base; but it also hashes all weights, which a frozen base can be spared.
+        known = {"precompute_ref_log_probs": not isinstance(model, PeftModel)}
         if config.objective == "dpo":
             maker, table = _Pairs, _pairs_table(model, pairs, options)
-            arguments = DPOConfig(**common, precompute_ref_log_probs=True)
+            arguments = DPOConfig(**common, **known)
         elif config.objective == "kto":
             maker, table = _SingleAnswers, _answers_table(model, pairs, options)
-            arguments = KTOConfig(**common, precompute_ref_log_probs=True, **_weights(pairs))
+            arguments = KTOConfig(**common, **known, **_weights(pairs))
         else:
             maker, table = _Odds, _odds_table(pairs)
             arguments = ORPOConfig(**common | {"max_length": plan.max_length, "remove_unused_columns": False})
@@ -97,6 +99,7 @@ def build(
     )
     if isinstance(model, PeftModel) and "ref" in model.peft_config:
         model.delete_adapter("ref")  # a copy that TRL makes to measure against
+    trainer.precompute_ref_logps = True  # the table has them
     trainer.validation = validation
     trainer.loraplus_ratio = config.loraplus_ratio
     trainer.pop_callback(PrinterCallback)
@@ -205,6 +208,7 @@ class _Common:
     tokens_seen = 0
     validation: Validation | None = None
     loraplus_ratio: float | None = None
+    precompute_ref_logps: bool
     last_evaluation: Evaluation | None = None
 
     # Attributes of transformers' Trainer that are used here.
