@@ -13,7 +13,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from adapters import modelscope
 from adapters.errors import BianlianError, Forbidden, Invalid, NotFound, Unavailable
 
 Hub = Literal["hf", "modelscope"]
@@ -42,7 +41,11 @@ class HubReference:
     @property
     def endpoint(self) -> str:
         """Where requests go: the hub's own address, or the mirror that the environment names."""
-        return modelscope.endpoint() if self.hub == "modelscope" else _hugging_face_endpoint()
+        if self.hub == "modelscope":
+            from adapters import modelscope
+
+            return modelscope.endpoint()
+        return os.environ.get("HF_ENDPOINT", "").rstrip("/") or "https://huggingface.co"
 
 
 def parse_reference(text: str) -> HubReference | None:
@@ -76,6 +79,8 @@ def download(reference: HubReference, kind: Kind, allow: Sequence[str], ignore: 
     that is what there is."""
     with _explained(reference, kind):
         if reference.hub == "modelscope":
+            from adapters import modelscope  # here, not above: httpx takes its time, and `--help` needs none of it
+
             return modelscope.download(reference.id, kind, reference.revision, allow, ignore)
         from huggingface_hub import snapshot_download
         from tqdm.auto import tqdm
@@ -99,6 +104,8 @@ def list_files(reference: HubReference, kind: Kind) -> list[str]:
     """Paths of all files in the repository, sorted. Asks the hub."""
     with _explained(reference, kind):
         if reference.hub == "modelscope":
+            from adapters import modelscope
+
             return sorted(file.path for file in modelscope.list_files(reference.id, kind, reference.revision))
         from huggingface_hub import HfApi
 
@@ -107,10 +114,6 @@ def list_files(reference: HubReference, kind: Kind) -> list[str]:
                 reference.id, repo_type=kind, revision=reference.revision
             )
         )
-
-
-def _hugging_face_endpoint() -> str:
-    return os.environ.get("HF_ENDPOINT", "").rstrip("/") or "https://huggingface.co"
 
 
 @contextmanager
@@ -134,7 +137,7 @@ def _explain(error: Exception, reference: HubReference, kind: Kind) -> BianlianE
 
     param = "base" if kind == "model" else "data"
     token = "MODELSCOPE_API_TOKEN" if reference.hub == "modelscope" else "HF_TOKEN"
-    local = "a directory or 'bianlian-mini'" if kind == "model" else "a local file"
+    local = "a directory or 'bianlian-mini' as --base" if kind == "model" else "a local file"
     cause = _root(error)
     status = getattr(getattr(cause, "response", None), "status_code", None)
     if isinstance(cause, OfflineModeIsEnabled):

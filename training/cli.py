@@ -4,10 +4,11 @@ commands, so that help comes at once."""
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from typer.core import TyperCommand
 
 from adapters.errors import BianlianError, Conflict, Invalid
 from adapters.settings import Device, load_settings
@@ -28,17 +29,36 @@ LengthOption = Annotated[
 ]
 StrictOption = Annotated[bool, typer.Option("--strict", help="Refuse the data if a single row cannot be used.")]
 
+_FOREIGN = "training.foreign_flags"
+
 data_cli = typer.Typer(help="Look at data before training on it.", no_args_is_help=True)
 
 
 def register(cli: typer.Typer) -> None:
     """Add `train` and `data` to the command line."""
-    cli.command("train")(train_command)
+    cli.command("train", cls=_TrainCommand)(train_command)
     cli.add_typer(data_cli, name="data")
 
 
+class _TrainCommand(TyperCommand):
+    """Takes the flags of other trainers (`--lora_rank`) out before ours are parsed; `train_command` finds them in
+    the context."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        from training.recipes.flags import split_flags
+        from training.recipes.read import foreign_names
+
+        ours = {name.lstrip("-") for parameter in self.params for name in [*parameter.opts, *parameter.secondary_opts]}
+        kept, ctx.meta[_FOREIGN] = split_flags(args, ours, foreign_names())
+        return super().parse_args(ctx, kept)
+
+
 def train_command(
-    data: Annotated[str | None, typer.Option(help="Files to learn from, separated by commas.")] = None,
+    ctx: typer.Context,
+    data: Annotated[
+        str | None,
+        typer.Option(help="Files to learn from, separated by commas; or hf:owner/name, modelscope:owner/name."),
+    ] = None,
     name: Annotated[str | None, typer.Option(help="What the adapter will be called.")] = None,
     base: BaseOption = None,
     format: FormatOption = "auto",
@@ -63,47 +83,85 @@ def train_command(
     card: Annotated[Path | None, typer.Option(help="JSON file with the persona's title, greeting and samples.")] = None,
     resume: Annotated[str | None, typer.Option(help="Go on with this run; needs no other option.")] = None,
     strict: StrictOption = False,
+    config_file: Annotated[
+        Path | None,
+        typer.Option("--config", help="A recipe: options as TOML or YAML, or one of LLaMA-Factory's or ms-swift's."),
+    ] = None,
 ) -> None:
-    """Train an adapter and publish it."""
+    """Train an adapter and publish it. Flags of ms-swift and LLaMA-Factory (--lora_rank 8) are understood, too."""
     settings = load_settings(device=device)
     console = Console()
     if resume:
-        if data or name:
-            raise Invalid("--resume goes on with a run as it began; leave out --data and --name", param="resume")
+        if data or name or config_file or ctx.meta[_FOREIGN]:
+            raise Invalid(
+                "--resume goes on with a run as it began; leave out --data, --name and --config", param="resume"
+            )
         config = None
     else:
-        if not data or not name:
-            raise Invalid(
-                "--data FILE and --name NAME are needed (or --resume RUN)", param="data" if not data else "name"
-            )
-        config = parse_config(
-            {
-                "data": _split(data),
-                "name": name,
-                "base": base or settings.base,
-                "format": format,
-                "method": method,
-                "system": system,
-                "epochs": epochs,
-                "learning_rate": learning_rate,
-                "batch_size": batch_size,
-                "lora_r": lora_r,
-                "lora_alpha": lora_alpha,
-                "lora_dropout": lora_dropout,
-                "targets": _split(targets),
-                "max_length": max_length,
-                "val_split": val_split,
-                "seed": seed,
-                "strict": strict,
-                "save_steps": save_steps,
-                "card": _read_card(card),
-            }
-        )
+        options: dict[str, Any] = {
+            "data": _split(data),
+            "name": name,
+            "base": base or settings.base,
+            "format": format,
+            "method": method,
+            "system": system,
+            "epochs": epochs,
+            "learning_rate": learning_rate,
+            "batch_size": batch_size,
+            "lora_r": lora_r,
+            "lora_alpha": lora_alpha,
+            "lora_dropout": lora_dropout,
+            "targets": _split(targets),
+            "max_length": max_length,
+            "val_split": val_split,
+            "seed": seed,
+            "strict": strict,
+            "save_steps": save_steps,
+            "card": _read_card(card),
+        }
+        config = _prepared(options, _given(ctx), config_file, ctx.meta[_FOREIGN], console)
     finished = _run(config, resume, settings.root, settings.device, console)
     if finished.state == "cancelled":
         console.print(finished.message, highlight=False, soft_wrap=True)
         raise typer.Exit(130)
     _print_result(console, finished)
+
+
+def _given(ctx: typer.Context) -> set[str]:
+    """The options that stand on the command line."""
+    return {name for name in ctx.params if (source := ctx.get_parameter_source(name)) and source.name == "COMMANDLINE"}
+
+
+def _prepared(
+    options: dict[str, Any], given: set[str], recipe_file: Path | None, foreign: dict[str, Any], console: Console
+) -> TrainConfig:
+    """The run that options and recipe ask for, its data and base on this machine.
+
+    Options count over the recipe, and the recipe over what options are by default."""
+    from training.hub_data import local_files
+
+    recipe = None
+    if recipe_file or foreign:
+        from training.recipes.prepare import fit_length, with_recipe
+
+        options, recipe = with_recipe(options, given, recipe_file, foreign)
+        for line in recipe.report():
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
+        recipe.refuse()
+    if not (options["data"] or options.get("dataset")) or not options["name"]:
+        raise Invalid(
+            "--data FILE and --name NAME are needed (or --config RECIPE, or --resume RUN)",
+            param="name" if options["data"] else "data",
+        )
+    options |= {name: local_files(options[name]) for name in ("data", "validation_data") if options.get(name)}
+    config = parse_config(options)
+
+    from adapters.base_model import locate_base
+
+    base = locate_base(config.base)  # downloads before the progress bar of the run begins
+    if recipe and not recipe.is_ours and "max_length" not in given and config.max_length:
+        config = config.model_copy(update={"max_length": fit_length(config.max_length, base)})
+    return config
 
 
 def train_with_progress(config: TrainConfig, root: Path, device: Device = "auto") -> "Finished":

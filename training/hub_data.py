@@ -15,11 +15,13 @@ _PREFIXES = ("hf:", "modelscope:")
 _NO_ROWS = {"dataset_info.json", "dataset_infos.json", "configuration.json", "config.json", "state.json"}
 
 
-def local_files(texts: Sequence[str]) -> list[Path]:
+def local_files(texts: Sequence[str | Path]) -> list[Path]:
     """Every path as it is, every reference to a hub as the files it means, downloaded. Blocks.
 
     Raises Invalid when it is not clear which files are meant, and what `hub.download` raises."""
-    return [path for text in texts for path in (_downloaded(text) if text.startswith(_PREFIXES) else [Path(text)])]
+    return [
+        path for text in map(str, texts) for path in (_downloaded(text) if text.startswith(_PREFIXES) else [Path(text)])
+    ]
 
 
 def _downloaded(text: str) -> list[Path]:
