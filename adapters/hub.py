@@ -82,11 +82,14 @@ def download(reference: HubReference, kind: Kind, allow: Sequence[str], ignore: 
             from adapters import modelscope  # here, not above: httpx takes its time, and `--help` needs none of it
 
             return modelscope.download(reference.id, kind, reference.revision, allow, ignore)
-        from huggingface_hub import snapshot_download
+        from huggingface_hub import constants, snapshot_download
         from tqdm.auto import tqdm
 
         # Their own class is switched off together with transformers' bars. None: no bar where there is no terminal.
         bar: Any = partial(tqdm, disable=None)
+        # The cache has links to files named by hash. Data is known by its suffix, so it lies where its name is its own.
+        place = f"{reference.id.replace('/', '--')}@{(reference.revision or 'main').replace('/', '--')}"
+        own = Path(constants.HF_HUB_CACHE).parent / "bianlian" / "datasets" / place
         return Path(
             snapshot_download(
                 reference.id,
@@ -95,6 +98,7 @@ def download(reference: HubReference, kind: Kind, allow: Sequence[str], ignore: 
                 allow_patterns=list(allow),
                 ignore_patterns=list(ignore),
                 endpoint=reference.endpoint,
+                local_dir=own if kind == "dataset" else None,
                 tqdm_class=bar,
             )
         )

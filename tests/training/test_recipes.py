@@ -1,6 +1,5 @@
 """Recipes of other trainers: every key is mapped, or means nothing here, or is refused with the way out."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -226,13 +225,10 @@ def test_secrets_are_not_printed() -> None:
     assert "sk-123" not in report and "hf_456" not in report
 
 
-def test_files_of_eval_dataset_validate(tmp_path: Path) -> None:
-    info = {"plain": {"file_name": "p.json"}, "mapped": {"file_name": "m.json", "columns": {"prompt": "q"}}}
-    (tmp_path / "dataset_info.json").write_text(json.dumps(info))
-    values = fields(llama_factory(dataset="plain", dataset_dir=str(tmp_path), eval_dataset="plain"))
-    assert values["validation_data"] == (tmp_path / "p.json",)
-    with pytest.raises(Invalid, match="'mapped' is more than a file_name .*use val_size 0.1"):
-        llama_factory(dataset="plain", dataset_dir=str(tmp_path), eval_dataset="mapped").refuse()
+def test_eval_dataset_names_entries_of_the_same_list() -> None:
+    values = fields(llama_factory(dataset="a", dataset_dir="lists", eval_dataset="b, c"))
+    assert values["validation_data"] == (Path("lists/dataset_info.json:b"), Path("lists/dataset_info.json:c"))
+    assert values["val_split"] == 0.0
 
 
 def test_modelscope_is_asked_where_the_environment_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,6 @@
 """LLaMA-Factory's YAML (examples/train_lora and its kin), read as of August 2026. What it says of answering,
 exporting and multi-modal input is no part of a training run here."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -97,20 +96,10 @@ def _dataset_dir(value: Any, keys: Keys) -> Fields | str:
     return {"dataset_dir": where} if keys.get("dataset") else "there is no dataset"
 
 
-def _validation(value: Any, keys: Keys) -> Fields | str:
-    """Their files; what validates has no columns of its own here."""
-    directory = Path(text(keys["dataset_dir"]))
-    try:
-        known = json.loads((directory / "dataset_info.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise Unsupported(f"{directory / 'dataset_info.json'} cannot be read ({error}); use val_size 0.1") from None
-    files = []
-    for name in words(value):
-        entry = known.get(name, {})
-        if set(entry) != {"file_name"}:
-            raise Unsupported(f"'{name}' is more than a file_name in {directory}/dataset_info.json; use val_size 0.1")
-        files.append(str(directory / entry["file_name"]))
-    return {"validation_data": tuple(files)}
+def _validation(value: Any, keys: Keys) -> Fields:
+    """Names of the same list, which `validation_data` takes as `dataset_info.json:NAME`."""
+    info = Path(text(keys["dataset_dir"])) / "dataset_info.json"
+    return {"validation_data": tuple(f"{info}:{name}" for name in words(value))}
 
 
 def _max_samples(value: Any, keys: Keys) -> Fields:
