@@ -125,7 +125,8 @@ def _explained(reference: HubReference, kind: Kind) -> Iterator[None]:
     """Errors of either client become ours, which say the way out."""
     try:
         yield
-    except BianlianError:
+    except BianlianError as error:
+        error.param = error.param or ("base" if kind == "model" else "data")
         raise
     except Exception as error:
         if not isinstance(error, OSError) and type(error).__module__.split(".")[0] not in _CLIENTS:
@@ -163,7 +164,10 @@ def _explain(error: Exception, reference: HubReference, kind: Kind) -> BianlianE
             param=param,
         )
     if isinstance(error, OSError) and error.errno is not None and not isinstance(error, ConnectionError):
-        return Unavailable(f"cannot keep {reference}: {error.strerror}; free space or set HF_HOME", param=param)
+        cache = "MODELSCOPE_CACHE" if reference.hub == "modelscope" else "HF_HOME"
+        return Unavailable(
+            f"cannot keep {reference}: {error.strerror}; free space, or set {cache} to another place", param=param
+        )
     mirror = "" if reference.hub == "modelscope" else " or a mirror with HF_ENDPOINT=https://hf-mirror.com"
     reason = f"it answered {status}" if status else (str(cause).strip().splitlines() or [type(cause).__name__])[0]
     return Unavailable(f"cannot get {reference} ({reason}); try again, or give {local}{mirror}", param=param)

@@ -23,6 +23,7 @@ class Mirror:
     gated: set[str] = field(default_factory=set)
     cut: dict[str, int] = field(default_factory=dict)  # path: bytes after which the connection breaks, once
     cut_always: bool = False
+    redirect: dict[str, str] = field(default_factory=dict)  # path: where its bytes are
     tokens: list[str] = field(default_factory=list)  # seen in Authorization
     asked: list[tuple[str, str | None]] = field(default_factory=list)  # (path of a file, Range) of each GET
 
@@ -98,6 +99,8 @@ def _handler(mirror: Mirror) -> type[BaseHTTPRequestHandler]:
             files = mirror.repositories(kind).get(name)
             if files is None:
                 return self.json(404, {"Code": 10010205001, "Message": "not found"})
+            if rest == ["repo"] and query["FilePath"] in mirror.redirect:
+                return self.json(302, {}, {"Location": mirror.redirect[query["FilePath"]]})
             if rest == ["repo"]:
                 return self.file(files, query["FilePath"])
             assert rest == ["repo", "files" if kind == "models" else "tree"]

@@ -1,12 +1,19 @@
 """Models and data sets from hubs, fetched from a mirror on this machine by the real clients."""
 
+import fcntl
 import os
+import pty
 import socket
+import struct
+import sys
+import termios
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from huggingface_hub import constants
+from transformers.utils import logging as transformers_logging
 
 from adapters.base_model import base_name, load_base, locate_base
 from adapters.errors import BianlianError, Forbidden, Invalid, NotFound, Unavailable
@@ -149,6 +156,57 @@ def test_the_token_is_sent(hub: str, token: str, mirror: Mirror, monkeypatch: py
     monkeypatch.setenv(token, "secret-1")
     base_directory(HubReference("modelscope" if hub == "modelscope" else "hf", "org/tiny"))
     assert set(mirror.tokens) == {"Bearer secret-1"}
+
+
+def test_a_token_stays_with_its_hub_when_a_file_lies_elsewhere(mirror: Mirror, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MODELSCOPE_API_TOKEN", "secret-1")
+    with running_mirror() as storage:
+        storage.models["bucket/one"] = {"model.safetensors": b"0123456789"}
+        mirror.models["org/tiny"] = {"config.json": b"{}", "model.safetensors": b"0123456789"}
+        mirror.redirect["model.safetensors"] = f"{storage.url}/bucket/one/resolve/x/model.safetensors"
+        storage.cut["model.safetensors"] = 4
+        directory = locate_base("modelscope:org/tiny")
+        assert (directory / "model.safetensors").read_bytes() == b"0123456789"
+        assert storage.asked == [("model.safetensors", None), ("model.safetensors", "bytes=4-")]
+    assert mirror.tokens and not storage.tokens
+
+
+def test_a_cache_that_cannot_be_written_says_which_variable_moves_the_cache(
+    mirror: Mirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("MODELSCOPE_CACHE", str(tmp_path / "file"))  # no directory can be made below a file
+    with pytest.raises(Unavailable, match="cannot keep 'org/tiny'.*set MODELSCOPE_CACHE to another place"):
+        locate_base("modelscope:org/tiny")
+
+
+@pytest.mark.parametrize("hub", HUBS)
+def test_a_download_draws_a_bar_on_a_terminal(hub: str, mirror: Mirror, monkeypatch: pytest.MonkeyPatch) -> None:
+    mirror.models["org/tiny"] = {"config.json": b"{}", "model.safetensors": b"x" * 100_000}
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 60, 0, 0))
+    transformers_logging.disable_progress_bar()  # as `bianlian train` does, for bars that are not about downloads
+    drawn: list[bytes] = []
+    reader = threading.Thread(target=_drain, args=(ours, drawn))
+    reader.start()
+    try:
+        with os.fdopen(theirs, "w") as terminal, monkeypatch.context() as patch:
+            patch.setattr(sys, "stderr", terminal)
+            locate_base(f"{hub}:org/tiny")
+    finally:
+        transformers_logging.enable_progress_bar()
+        reader.join()
+    assert b"100%" in b"".join(drawn)
+
+
+def _drain(terminal: int, into: list[bytes]) -> None:
+    """Until its other end is closed, which Linux reports as an error."""
+    with os.fdopen(terminal, "rb", buffering=0) as reading:
+        while True:
+            try:
+                into.append(reading.read(4096))
+            except OSError:
+                return
 
 
 def test_a_revision_is_pinned(mirror: Mirror) -> None:

@@ -1,5 +1,6 @@
 """Recipes of other trainers: every key is mapped, or means nothing here, or is refused with the way out."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -343,6 +344,7 @@ def test_keys_of_swift(keys: dict[str, Any], expected: dict[str, Any]) -> None:
         ({"dataset": ["a.jsonl#5", "b.jsonl#6"]}, "#N differs among the data sets"),
         ({"dataset": ["org/rows:subset"]}, "name the file, as --data modelscope:org/rows:FILE"),
         ({"columns": '{"a": "query"}'}, "columns: write a dataset_info.json"),
+        ({"ENV": {"CUDA_VISIBLE_DEVICES": "0"}}, "ENV: set environment variables before the command"),
         ({"adapters": ["x"]}, "training begins at the base"),
         ({"external_plugins": ["plugin.py"]}, "external_plugins: leave it out"),
         ({"loss_scale": "react"}, 'messages rows say with "loss"'),
@@ -431,7 +433,7 @@ def test_flags_count_over_the_recipe(tmp_path: Path) -> None:
     recipe = read_recipe(tmp_path / "a.yaml", {"num_train_epochs": "1"}, ours={"lora_r"})
     assert recipe.values["epochs"] == 1.0
     assert "lora_r" not in recipe.values, "given on the command line"
-    assert any("lora_r as on the command line" in line.text for line in recipe.lines)
+    assert any("lora_r as the command line has it" in line.text for line in recipe.lines)
 
 
 # --- flags ---
@@ -486,3 +488,23 @@ def test_every_field_that_a_table_sets_is_one_of_ours() -> None:
     everything = [llama_factory(dataset="d", model_name_or_path="o/m"), swift(dataset=["d.json"], model="o/m")]
     for recipe in everything:
         assert set(recipe.values) <= set(TrainConfig.model_fields)
+
+
+def test_recipes_in_the_documentation_are_understood(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "recipes.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```(toml|yaml)\n(.*?)```", text, re.DOTALL)
+    assert len(blocks) == 2
+    for suffix, content in blocks:
+        (tmp_path / f"recipe.{suffix}").write_text(content, encoding="utf-8")
+        config = parse_config(read_recipe(tmp_path / f"recipe.{suffix}", {}).values)
+        assert (config.name, config.lora_r, config.lora_alpha) == ("huanhuan", 8, 32)
+
+
+def test_keys_in_the_documentation_are_known() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "recipes.md").read_text(encoding="utf-8")
+    table = text.split("## LLaMA-Factory")[1].split("## ms-swift")[0]
+    rows = [row.split("|")[1:3] for row in table.splitlines() if row.startswith("| `")]
+    theirs = {key for left, _ in rows for key in re.findall(r"`([a-z_]+)", left)}
+    ours = {key for _, right in rows for key in re.findall(r"`([a-z_]+)`", right)}
+    assert len(theirs) > 20 and all(LLAMA_FACTORY.knows(key) for key in theirs)
+    assert ours <= {*TrainConfig.model_fields, "dataset_info"}

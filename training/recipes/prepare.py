@@ -21,10 +21,8 @@ def with_recipe(
 
     `given` are the options that the command line names itself. Raises what `read_recipe` raises; keys that are not
     supported are for `Recipe.refuse`, after its report."""
-    recipe = read_recipe(path, foreign, given)
-    replaced = {name for option in given for name in _REPLACES.get(option, ())} - set(given)
-    values = {name: value for name, value in recipe.values.items() if name not in replaced}
-    merged = {**options, **values}
+    recipe = read_recipe(path, foreign, {*given, *(name for option in given for name in _REPLACES.get(option, ()))})
+    merged = {**options, **recipe.values}
     if not merged.get("name") and not recipe.is_ours:
         merged["name"] = default_name(str(merged["base"]), str(merged["method"]))
         line = Line("output_dir", "by its model", "default", f"name {merged['name']} (choose another with --name)")

@@ -177,7 +177,7 @@ def _told(outcome: Fields | str, ours: frozenset[str]) -> str:
     if not outcome:
         return "as here"
     return ", ".join(
-        f"{name} as on the command line" if name in ours else f"{name} {_plain(name, value)}"
+        f"{name} as the command line has it" if name in ours else f"{name} {_plain(name, value)}"
         for name, value in outcome.items()
     )
 

@@ -422,6 +422,7 @@ RULES: dict[str, Rule] = {
     # The run
     "output_dir": _name,
     "early_stop_interval": _early_stopping,
+    "ENV": refused("set environment variables before the command"),
     "max_epochs": refused("use num_train_epochs"),
     **each(
         nothing("every run has a directory of its own, and records its losses and speed"),
