@@ -160,7 +160,10 @@ def _prepared(
 
     base = locate_base(config.base)  # downloads before the progress bar of the run begins
     if recipe and not recipe.is_ours and "max_length" not in given and config.max_length:
-        config = config.model_copy(update={"max_length": fit_length(config.max_length, base)})
+        length = fit_length(config.max_length, base)
+        if length < config.max_length:
+            console.print(f"max_length {length}, all that {config.base} reads", highlight=False, soft_wrap=True)
+            config = config.model_copy(update={"max_length": length})
     return config
 
 

@@ -12,8 +12,8 @@ from training.recipes.flags import split_flags
 from training.recipes.hub_names import adapter_name
 from training.recipes.llama_factory import LLAMA_FACTORY
 from training.recipes.read import foreign_names, read_recipe
-from training.recipes.recipe import Recipe, translate
-from training.recipes.swift import SWIFT, SWIFT_2, WHOLE_BASE
+from training.recipes.recipe import WHOLE_BASE, Recipe, translate
+from training.recipes.swift import SWIFT, SWIFT_2
 
 
 def llama_factory(**keys: Any) -> Recipe:
@@ -326,7 +326,7 @@ def test_names_and_defaults_of_swift_2() -> None:
         ({"per_device_train_batch_size": 3}, {"micro_batch_size": 3, "batch_size": 18}),
         ({"interleave_prob": ["0.5", "0.5"]}, {"data_weights": (0.5, 0.5)}),
         ({"adam_beta2": 0.95, "model_name": [None, None]}, {}),  # as its args.json writes what nobody chose
-        ({"early_stop_interval": 3}, {"early_stopping": 3}),
+        ({"early_stop_interval": 3, "callbacks": ["early_stop"]}, {"early_stopping": 3}),
         ({"strict": True}, {"strict": True}),
     ],
 )
@@ -344,6 +344,7 @@ def test_keys_of_swift(keys: dict[str, Any], expected: dict[str, Any]) -> None:
         ({"dataset": ["a.jsonl#5", "b.jsonl#6"]}, "#N differs among the data sets"),
         ({"dataset": ["org/rows:subset"]}, "name the file, as --data modelscope:org/rows:FILE"),
         ({"columns": '{"a": "query"}'}, "columns: write a dataset_info.json"),
+        ({"callbacks": ["mine"]}, "callbacks: leave it out"),
         ({"ENV": {"CUDA_VISIBLE_DEVICES": "0"}}, "ENV: set environment variables before the command"),
         ({"adapters": ["x"]}, "training begins at the base"),
         ({"external_plugins": ["plugin.py"]}, "external_plugins: leave it out"),

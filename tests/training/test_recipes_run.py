@@ -94,6 +94,7 @@ def test_a_llama_factory_recipe_is_trained_and_published(tiny_base: Path, tmp_pa
     assert (config.batch_size, config.epochs, config.learning_rate, config.seed) == (4, 1.0, 1e-3, 42)
     assert config.dataset == (), "the data on the command line take its place"
     assert config.max_length == 512, "cutoff_len is a bound: what the base reads is less"
+    assert "max_length 512, all that" in output
     steps = [metric for metric in journal.metrics() if metric.kind == "step"]
     assert len(steps) == 2, "8 rows, none of them held out, 4 a step"
     adapter = json.loads(

@@ -13,6 +13,7 @@ from adapters.errors import Invalid, nearest
 from training.config import TrainConfig
 
 Fields = dict[str, object]  # of TrainConfig
+WHOLE_BASE = 2**31  # as max_length: all that the base reads
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,7 @@ def translate(dialect: Dialect, given: Mapping[str, Any], source: str, ours: Ite
         if isinstance(outcome, Unsupported):
             lines.append(Line(name, value, "differs", str(outcome)))
         elif isinstance(outcome, dict):
-            new = {target: chosen for target, chosen in outcome.items() if target not in by and target not in set_here}
+            new = {target: chosen for target, chosen in outcome.items() if target not in {*values, *set_here}}
             values |= new
             different = {target: chosen for target, chosen in new.items() if chosen != _default(target)}
             if different:
@@ -185,6 +186,8 @@ def _told(outcome: Fields | str, ours: frozenset[str]) -> str:
 def _plain(name: str, value: object) -> str:
     if value is None or value == ():
         return "all linear layers" if name == "targets" else "as by default"
+    if name == "max_length" and value == WHOLE_BASE:
+        return "all that the base reads"
     return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 

@@ -10,6 +10,7 @@ from adapters.hub import parse_reference
 from training.recipes import trainer_arguments
 from training.recipes.hub_names import adapter_name, base_of, enabled
 from training.recipes.recipe import (
+    WHOLE_BASE,
     Dialect,
     Fields,
     Keys,
@@ -28,8 +29,6 @@ from training.recipes.recipe import (
     whole,
     words,
 )
-
-WHOLE_BASE = 2**31  # as max_length: all that the base reads
 
 ALIASES = {
     **trainer_arguments.ALIASES,
@@ -227,7 +226,7 @@ def _val_share(value: Any, keys: Keys) -> Fields:
 
 
 def _max_length(value: Any, keys: Keys) -> Fields:
-    return {"max_length": whole(value)}
+    return {"max_length": WHOLE_BASE if value == "all" else whole(value)}
 
 
 def _system(value: Any, keys: Keys) -> Fields | str:
@@ -283,6 +282,12 @@ def _name(value: Any, keys: Keys) -> Fields | str:
 
 def _early_stopping(value: Any, keys: Keys) -> Fields | str:
     return {"early_stopping": whole(value)} if not is_off(value) else "off, as here"
+
+
+def _callbacks(value: Any, keys: Keys) -> Fields | str:
+    if set(words(value)) <= {"early_stop"}:  # written down for early_stop_interval
+        return "as early_stop_interval says" if words(value) else "none"
+    raise Unsupported("leave it out; code of one's own is not run")
 
 
 def _empty(value: Any, keys: Keys) -> Fields | str:
@@ -361,7 +366,7 @@ RULES: dict[str, Rule] = {
     ),
     **each(
         refused("leave it out"),
-        "callbacks eval_use_evalscope resume_only_model min_lr vit_lr aligner_lr test_oom_error",
+        "eval_use_evalscope resume_only_model min_lr vit_lr aligner_lr test_oom_error",
     ),
     **each(
         nothing("belongs to what is off"),
@@ -422,6 +427,7 @@ RULES: dict[str, Rule] = {
     # The run
     "output_dir": _name,
     "early_stop_interval": _early_stopping,
+    "callbacks": _callbacks,
     "ENV": refused("set environment variables before the command"),
     "max_epochs": refused("use num_train_epochs"),
     **each(
@@ -449,9 +455,9 @@ RULES: dict[str, Rule] = {
     ),
     **each(
         nothing("was written down by ms-swift about its own run"),
-        "swift_version rank global_world_size local_world_size world_size model_suffix model_info model_meta hub "
-        "model_dir ckpt_dir training_args logging_dir_ tensorboard_dir _val_dataset_exists _n_gpu distributed_state "
-        "deepspeed_plugin fsdp_plugin_args hf_deepspeed_config args_error megatron_model_meta",
+        "swift_version rank global_world_size local_world_size world_size model_suffix model_info model_meta "
+        "template_meta mixed_precision hub model_dir ckpt_dir training_args tensorboard_dir _val_dataset_exists _n_gpu "
+        "distributed_state deepspeed_plugin fsdp_plugin_args hf_deepspeed_config args_error megatron_model_meta",
     ),
 }
 
@@ -473,7 +479,7 @@ def _defaults(asked: Mapping[str, Any]) -> dict[str, Any]:
         "weight_decay": 0.1,
         "adam_beta2": 0.95,
         "split_dataset_ratio": 0.0,
-        "max_length": WHOLE_BASE,
+        "max_length": "all",
         "logging_steps": 5,
     }
     if asked.get("rlhf_type"):
