@@ -459,6 +459,11 @@ OURS = {"data", "name", "base", "lora-r", "learning-rate", "seed", "system", "st
             {"max_steps": "-1", "packing": "true", "lora_rank": "4", "system": "you"},
         ),
         ("--lora_rnak 4", "", {"lora_rnak": "4"}),
+        (
+            "--config a.yaml learning_rate=1e-5 --lora_rank 4 template=x --seed 3 --name lora_rank=8",
+            "--config a.yaml --seed 3 --name lora_rank=8",
+            {"learning_rate": "1e-5", "lora_rank": "4", "template": "x"},
+        ),
     ],
 )
 def test_foreign_flags_are_told_apart(line: str, kept: str, foreign: dict[str, Any]) -> None:
