@@ -148,10 +148,11 @@ def _prepared(
         for line in recipe.report():
             console.print(line, highlight=False, markup=False, soft_wrap=True)
         recipe.refuse()
-    if not (options["data"] or options.get("dataset")) or not options["name"]:
+    data, name = options.get("data") or options.get("dataset"), options.get("name")
+    if not data or not name:
         raise Invalid(
             "--data FILE and --name NAME are needed (or --config RECIPE, or --resume RUN)",
-            param="name" if options["data"] else "data",
+            param="name" if data else "data",
         )
     options |= {name: local_files(options[name]) for name in ("data", "validation_data") if options.get(name)}
     config = parse_config(options)

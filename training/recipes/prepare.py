@@ -24,7 +24,7 @@ def with_recipe(
     recipe = read_recipe(path, foreign, {*given, *(name for option in given for name in _REPLACES.get(option, ()))})
     merged = {**options, **recipe.values}
     if not merged.get("name") and not recipe.is_ours:
-        merged["name"] = default_name(str(merged["base"]), str(merged["method"]))
+        merged["name"] = default_name(str(merged["base"]), str(merged.get("method", "lora")))
         line = Line("output_dir", "by its model", "default", f"name {merged['name']} (choose another with --name)")
         recipe = replace(recipe, lines=[*recipe.lines, line])
     return merged, recipe
