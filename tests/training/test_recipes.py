@@ -85,6 +85,7 @@ def test_a_llama_factory_recipe_means_here_what_it_means_there(tmp_path: Path) -
         "objective": "sft",
         "method": "lora",
         "lora_r": 12,
+        "lora_alpha": 24,  # twice the rank, for rsLoRA too
         "lora_dropout": 0.05,
         "targets": ("q_proj", "v_proj"),
         "use_rslora": True,
@@ -141,13 +142,16 @@ def test_where_a_recipe_is_silent_its_own_trainers_defaults_apply_and_are_printe
 @pytest.mark.parametrize(
     ("keys", "expected"),
     [
-        ({"stage": "pt"}, {"objective": "pretrain", "packing": True}),
-        ({"stage": "pt", "packing": False}, {"objective": "pretrain", "packing": False}),
+        ({"stage": "pt"}, {"objective": "pretrain"}),
         ({"stage": "dpo"}, {"objective": "dpo", "beta": 0.1}),
         ({"stage": "dpo", "pref_loss": "orpo", "pref_beta": 0.2}, {"objective": "orpo", "beta": 0.2}),
         ({"stage": "kto"}, {"objective": "kto", "beta": 0.1}),
         ({"quantization_bit": 4}, {"method": "qlora"}),
-        ({"finetuning_type": "full"}, {"method": "full"}),
+        (
+            {"stage": "kto", "per_device_train_batch_size": 1, "gradient_accumulation_steps": 8},
+            {"batch_size": 8, "micro_batch_size": None},
+        ),
+        ({"lr_scheduler_type": "constant", "warmup_ratio": 0.1}, {"warmup": 0.0}),
         ({"lora_rank": 4, "lora_alpha": 4}, {"lora_r": 4, "lora_alpha": 4}),
         ({"pissa_init": True, "pissa_iter": 16, "pissa_convert": True}, {"init": "pissa"}),
         ({"use_dora": "true"}, {"use_dora": True}),
@@ -175,6 +179,13 @@ def test_where_a_recipe_is_silent_its_own_trainers_defaults_apply_and_are_printe
 def test_keys_of_llama_factory(keys: dict[str, Any], expected: dict[str, Any]) -> None:
     values = fields(llama_factory(**{"model_name_or_path": "org/model", "dataset": "d", **keys}))
     assert expected.items() <= values.items()
+
+
+@pytest.mark.parametrize("recipe", [llama_factory(finetuning_type="full", lora_rank=4), swift(tuner_type="full")])
+def test_where_all_weights_are_trained_nothing_is_said_of_adapters(recipe: Recipe) -> None:
+    values = fields(recipe)
+    assert values["method"] == "full"
+    assert not {"lora_r", "lora_alpha", "lora_dropout", "targets"} & set(values)
 
 
 @pytest.mark.parametrize(
@@ -262,7 +273,6 @@ def test_a_swift_recipe_means_here_what_it_means_there() -> None:
         "max_length": WHOLE_BASE,
         "val_split": 0.0,
         "save_steps": 500,
-        "eval_steps": 500,
         "keep_best": False,
         "optimizer": "adamw",
         "seed": 42,
@@ -309,6 +319,8 @@ def test_names_and_defaults_of_swift_2() -> None:
     ("keys", "expected"),
     [
         ({"train_type": "full"}, {"method": "full", "learning_rate": 1e-5}),
+        ({"split_dataset_ratio": 0.1, "save_steps": 40}, {"eval_steps": 40}),
+        ({"split_dataset_ratio": 0.1, "eval_strategy": "epoch"}, {"eval_steps": None}),
         ({"quant_bits": 4, "quant_method": "bnb"}, {"method": "qlora"}),
         ({"rlhf_type": "dpo"}, {"objective": "dpo", "beta": 0.1}),
         ({"rlhf_type": "kto", "beta": "0.3"}, {"objective": "kto", "beta": 0.3}),

@@ -18,6 +18,7 @@ from training.recipes.recipe import (
     is_off,
     nothing,
     number,
+    of_adapters,
     only,
     refused,
     text,
@@ -67,6 +68,12 @@ def _method(value: Any, keys: Keys) -> Fields:
     if whole(bits) != 4:
         raise Unsupported(f"{bits} bits are not there; use quantization_bit 4 (QLoRA), or none")
     return {"method": "qlora"}
+
+
+def _rank(value: Any, keys: Keys) -> Fields:
+    """With theirs for alpha, which is twice the rank, for rsLoRA too."""
+    rank = whole(value)
+    return {"lora_r": rank} if "lora_alpha" in keys.values else {"lora_r": rank, "lora_alpha": 2 * rank}
 
 
 def _targets(value: Any, keys: Keys) -> Fields:
@@ -183,17 +190,17 @@ RULES: dict[str, Rule] = {
     # The method
     "stage": _objective,
     "finetuning_type": _method,
-    "lora_rank": to("lora_r", whole),
-    "lora_alpha": to("lora_alpha", whole),
-    "lora_dropout": to("lora_dropout", number),
-    "lora_target": _targets,
+    "lora_rank": of_adapters(_rank),
+    "lora_alpha": of_adapters(to("lora_alpha", whole)),
+    "lora_dropout": of_adapters(to("lora_dropout", number)),
+    "lora_target": of_adapters(_targets),
     "additional_target": refused("leave it out; layers beside the LoRA ones stay as they are"),
-    "use_rslora": to("use_rslora", flag),
-    "use_dora": to("use_dora", flag),
-    "pissa_init": _pissa,
+    "use_rslora": of_adapters(to("use_rslora", flag)),
+    "use_dora": of_adapters(to("use_dora", flag)),
+    "pissa_init": of_adapters(_pissa),
     "pissa_iter": nothing("how exactly PiSSA decomposes"),
     "pissa_convert": nothing("what is published is plain LoRA always"),
-    "loraplus_lr_ratio": _loraplus,
+    "loraplus_lr_ratio": of_adapters(_loraplus),
     "loraplus_lr_embedding": nothing("embeddings have no LoRA here"),
     "create_new_adapter": nothing("every run makes a new adapter"),
     "pref_loss": _of_preferences(_objective),
@@ -288,8 +295,8 @@ RULES: dict[str, Rule] = {
 
 
 def _defaults(asked: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of its command line; the web page of the same project fills in others (batch 2 × 8, cosine). lora_alpha is
-    twice the rank there and here."""
+    """Those of its command line; the web page of the same project fills in others (batch 2 × 8, cosine). Texts are
+    packed at stage pt there and here."""
     defaults = {
         **trainer_arguments.DEFAULTS,
         "stage": "sft",
@@ -300,7 +307,6 @@ def _defaults(asked: Mapping[str, Any]) -> dict[str, Any]:
         "pref_loss": "sigmoid",
         "dataset_dir": "data",
         "val_size": 0.0,
-        "packing": asked.get("stage") == "pt",
     }
     if "warmup_ratio" in asked:
         del defaults["warmup_steps"]

@@ -238,6 +238,17 @@ def only(*same: object, instead: str) -> Rule:
     return rule
 
 
+def of_adapters(rule: Rule) -> Rule:
+    """Means nothing where all weights of the base are trained."""
+
+    def where_there_is_one(value: Any, keys: Keys) -> Fields | str:
+        if "full" in (keys.get("finetuning_type"), keys.get("tuner_type")):
+            return "means nothing where all weights are trained"
+        return rule(value, keys)
+
+    return where_there_is_one
+
+
 def each(rule: Rule, names: str) -> dict[str, Rule]:
     """The same rule for several keys."""
     return dict.fromkeys(names.split(), rule)

@@ -22,6 +22,7 @@ from training.recipes.recipe import (
     mapping,
     nothing,
     number,
+    of_adapters,
     only,
     refused,
     text,
@@ -280,6 +281,12 @@ def _name(value: Any, keys: Keys) -> Fields | str:
     return {"name": name} if name else "the run is kept under BIANLIAN_HOME/runs"
 
 
+def _evaluating(value: Any, keys: Keys) -> Fields | str:
+    if is_off(keys["split_dataset_ratio"]) and is_off(keys.get("val_dataset")):
+        return "there is no validation data"
+    return trainer_arguments.evaluating(value, keys)
+
+
 def _early_stopping(value: Any, keys: Keys) -> Fields | str:
     return {"early_stopping": whole(value)} if not is_off(value) else "off, as here"
 
@@ -334,15 +341,15 @@ RULES: dict[str, Rule] = {
     # The method
     "rlhf_type": _objective,
     "tuner_type": _method,
-    "lora_rank": to("lora_r", whole),
-    "lora_alpha": to("lora_alpha", whole),
-    "lora_dropout": to("lora_dropout", number),
+    "lora_rank": of_adapters(to("lora_r", whole)),
+    "lora_alpha": of_adapters(to("lora_alpha", whole)),
+    "lora_dropout": of_adapters(to("lora_dropout", number)),
     "lora_bias": only("none", instead="use none; biases stay the base's"),
-    "target_modules": _targets,
-    "use_rslora": to("use_rslora", flag),
-    "use_dora": to("use_dora", flag),
-    "init_weights": _initialisation,
-    "lorap_lr_ratio": _loraplus,
+    "target_modules": of_adapters(_targets),
+    "use_rslora": of_adapters(to("use_rslora", flag)),
+    "use_dora": of_adapters(to("use_dora", flag)),
+    "init_weights": of_adapters(_initialisation),
+    "lorap_lr_ratio": of_adapters(_loraplus),
     "optimizer": _optimizer,
     "beta": _beta,
     "loss_type": _loss_type,
@@ -426,6 +433,7 @@ RULES: dict[str, Rule] = {
     **each(nothing("text only"), "max_pixels norm_bbox rescale_image"),
     # The run
     "output_dir": _name,
+    **each(_evaluating, "eval_strategy eval_steps"),
     "early_stop_interval": _early_stopping,
     "callbacks": _callbacks,
     "ENV": refused("set environment variables before the command"),

@@ -42,9 +42,11 @@ _SCHEDULES = ("cosine", "cosine_with_min_lr", "linear", "constant", "constant_wi
 
 
 def _batch(value: Any, keys: Keys) -> Fields:
-    """One process trains, so a step learns from rows in one pass times passes."""
+    """One process trains, so a step learns from rows in one pass times passes. KTO measures its reference over the
+    rows of a pass, and one alone has none."""
     rows, passes = whole(keys["per_device_train_batch_size"]), whole(keys["gradient_accumulation_steps"])
-    return {"micro_batch_size": rows, "batch_size": rows * passes}
+    alone = rows == 1 and "kto" in (keys.get("stage"), keys.get("rlhf_type"))
+    return {"micro_batch_size": None if alone else rows, "batch_size": rows * passes}
 
 
 def _max_steps(value: Any, keys: Keys) -> Fields | str:
@@ -65,6 +67,8 @@ def _warmup(value: Any, keys: Keys) -> Fields:
         raise Unsupported("warmup_steps and warmup_ratio both say how long; keep one of them")
     if share >= 1:
         raise Unsupported("give a share below 1, or warmup_steps")
+    if keys["lr_scheduler_type"] == "constant":
+        return {"warmup": 0.0}  # there as well, whatever is asked
     return {"warmup": steps or share}
 
 
@@ -87,7 +91,7 @@ def _saving(value: Any, keys: Keys) -> Fields:
     return {"save_steps": None}
 
 
-def _evaluating(value: Any, keys: Keys) -> Fields:
+def evaluating(value: Any, keys: Keys) -> Fields:
     """transformers looks every `logging_steps` when it is not told how often."""
     if keys.get("eval_strategy", "no") == "steps":
         steps = number(keys.get("eval_steps") or keys.get("logging_steps"))
@@ -152,8 +156,8 @@ RULES: dict[str, Rule] = {
     "gradient_checkpointing": to("gradient_checkpointing", flag),
     "save_strategy": _saving,
     "save_steps": _saving,
-    "eval_strategy": _evaluating,
-    "eval_steps": _evaluating,
+    "eval_strategy": evaluating,
+    "eval_steps": evaluating,
     "load_best_model_at_end": to("keep_best", flag),
     "seed": to("seed", whole),
     "data_seed": _data_seed,
