@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from adapters.errors import Invalid, NotFound
+from adapters.hub import base_directory, parse_reference
 from adapters.lending import Loan, borrow, terms_of
 from adapters.mapped_base import cached_form, holds
 from adapters.settings import BUNDLED, Device, DType, Quantization
@@ -79,28 +80,19 @@ def locate_base(name: str) -> Path:
         if (path / "config.json").is_file():
             return path
         raise Invalid(f"{path} has no config.json; is it a transformers model directory?", param="base")
-    if path.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
-        raise NotFound(
-            f"no base model at {path}; give '{BUNDLED_BASE}', a directory, or a hub id like org/model", param="base"
-        )
-    return _download(name)
+    if reference := parse_reference(name):
+        return base_directory(reference)
+    raise NotFound(
+        f"no base model at {path}; give '{BUNDLED_BASE}', a directory, or a hub id like org/model or "
+        "modelscope:org/model as --base",
+        param="base",
+    )
 
 
-def _download(hub_id: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(
-            snapshot_download(
-                hub_id, allow_patterns=["*.json", "*.safetensors", "*.jinja", "tokenizer*", "*.model", "*.txt"]
-            )
-        )
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise NotFound(
-            f"base '{hub_id}' is neither a directory nor could it be downloaded from the hub ({reason})", param="base"
-        ) from error
+def base_name(name: str) -> str:
+    """What the base at `name` is called: the last part of its path or hub id."""
+    reference = None if Path(name).expanduser().is_dir() else parse_reference(name)
+    return reference.id.split("/")[1] if reference else Path(name).name
 
 
 def fingerprint_of(directory: Path) -> str:
@@ -205,7 +197,7 @@ def load_base(
     model.requires_grad_(False)
     model.eval()
     return BaseModel(
-        name=Path(name).name,
+        name=base_name(name),
         directory=directory,
         fingerprint=fingerprint,
         model=model,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from typer.core import TyperCommand
 
 from adapters.errors import BianlianError, Conflict, Invalid
 from adapters.manifest import check_name
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
     from training.run import Finished, Started, Watcher
     from training.trainer import Evaluation, Progress
 
-_LISTS = ("data", "targets", "validation_data", "replay_data")
+_FOREIGN = "training.foreign_flags"
+_LISTS = ("data", "targets", "validation_data", "replay_data", "data_weights")
 
 
 def _panel(panel: str) -> Callable[..., Any]:
@@ -42,9 +44,22 @@ _meanwhile = _panel("Meanwhile")
 
 def register(cli: typer.Typer) -> None:
     """Add `train`, `jobs` and `data` to the command line."""
-    cli.command("train")(train_command)
+    cli.command("train", cls=_TrainCommand)(train_command)
     cli.add_typer(jobs_cli, name="jobs")
     cli.add_typer(data_cli, name="data")
+
+
+class _TrainCommand(TyperCommand):
+    """Takes the flags of other trainers (`--lora_rank`) out before ours are parsed; `train_command` finds them in
+    the context."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        from training.recipes.flags import split_flags
+        from training.recipes.read import foreign_names
+
+        ours = {name.lstrip("-") for parameter in self.params for name in [*parameter.opts, *parameter.secondary_opts]}
+        kept, ctx.meta[_FOREIGN] = split_flags(args, ours, foreign_names())
+        return super().parse_args(ctx, kept)
 
 
 def train_command(
@@ -65,6 +80,16 @@ def train_command(
     system: Annotated[str | None, _data(help="System prompt for rows that have none; served with the adapter.")] = None,
     max_length: Annotated[
         int | None, _data(help="Tokens a row may have. Default: the base's limit, at most 2048.")
+    ] = None,
+    max_samples: Annotated[int | None, _data(help="Rows taken from each file, the first ones. Default: all.")] = None,
+    data_weights: Annotated[
+        str | None, _data(help="Shares of the training rows, one for each file, separated by commas.")
+    ] = None,
+    mask_history: Annotated[
+        bool | None, _data("--mask-history", help="Learn only the last answer of each conversation.")
+    ] = None,
+    thinking: Annotated[
+        bool | None, _data("--thinking/--no-thinking", help="Learn thoughts. Default: where rows have them.")
     ] = None,
     packing: Annotated[bool | None, _data("--packing", help="Several short rows in one, each reading itself.")] = None,
     val_split: Annotated[float | None, _data(help="Share of the rows kept for validation. Default: 0.1.")] = None,
@@ -143,6 +168,10 @@ def train_command(
             "--demo-prompt", help="Question put to every snapshot; repeat for several. Default: the card's samples."
         ),
     ] = None,
+    config_file: Annotated[
+        Path | None,
+        _common("--config", help="A recipe: options as TOML or YAML, or one of LLaMA-Factory's or ms-swift's."),
+    ] = None,
     detach: Annotated[
         bool, _meanwhile("--detach", help="Queue the run and return; it goes on without this terminal.")
     ] = False,
@@ -159,14 +188,15 @@ def train_command(
         if given:
             option = "--" + next(iter(given)).replace("_", "-")
             raise Invalid(f"--resume goes on with a run as it began; leave out {option}", param="resume")
+        if config_file or context.meta[_FOREIGN]:
+            raise Invalid(
+                "--resume goes on with a run as it began; leave out --data, --name and --config", param="resume"
+            )
         config = None
     else:
-        if not data or not name:
-            raise Invalid(
-                "--data FILE and --name NAME are needed (or --resume RUN)", param="data" if not data else "name"
-            )
         lists = {key: _split(str(value)) for key, value in given.items() if key in _LISTS}
-        config = parse_config({"base": settings.base, **given, **lists, "card": _read_card(card)})
+        options = {"base": settings.base, **given, **lists, "card": _read_card(card)}
+        config = _prepared(options, set(given), config_file, context.meta[_FOREIGN], console)
     if detach:
         queue = JobQueue(settings.root)
         if config is None:
@@ -181,6 +211,42 @@ def train_command(
         console.print(finished.message, highlight=False, soft_wrap=True)
         raise typer.Exit(130)
     _print_result(console, finished)
+
+
+def _prepared(
+    options: dict[str, Any], given: set[str], recipe_file: Path | None, foreign: dict[str, Any], console: Console
+) -> TrainConfig:
+    """The run that options and recipe ask for, its data and base on this machine.
+
+    Options count over the recipe, and the recipe over what options are by default."""
+    from training.hub_data import local_files
+
+    recipe = None
+    if recipe_file or foreign:
+        from training.recipes.prepare import fit_length, with_recipe
+
+        options, recipe = with_recipe(options, given, recipe_file, foreign)
+        for line in recipe.report():
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
+        recipe.refuse()
+    data, name = options.get("data") or options.get("dataset"), options.get("name")
+    if not data or not name:
+        raise Invalid(
+            "--data FILE and --name NAME are needed (or --config RECIPE, or --resume RUN)",
+            param="name" if data else "data",
+        )
+    options |= {name: local_files(options[name]) for name in ("data", "validation_data") if options.get(name)}
+    config = parse_config(options)
+
+    from adapters.base_model import locate_base
+
+    base = locate_base(config.base)  # downloads before the progress bar of the run begins
+    if recipe and not recipe.is_ours and "max_length" not in given and config.max_length:
+        length = fit_length(config.max_length, base)
+        if length < config.max_length:
+            console.print(f"max_length {length}, all that {config.base} reads", highlight=False, soft_wrap=True)
+            config = config.model_copy(update={"max_length": length})
+    return config
 
 
 def train_with_progress(config: TrainConfig, root: Path, device: Device = "auto") -> "Finished":
@@ -290,7 +356,7 @@ def _print_result(console: Console, finished: "Finished") -> None:
     if before is not None and after is not None and before.margin is not None and after.margin is not None:
         console.print(
             f"held-out preferences: margin {before.margin:.2f} before, {after.margin:.2f} after; "
-            f"reward margin {after.reward_margin or 0:.3f}, reward accuracy {after.reward_accuracy or 0:.0%}",
+            f"reward margin {after.reward_margin:.3f}, reward accuracy {after.reward_accuracy:.0%}",
             highlight=False,
         )
     console.print(finished.message, highlight=False, soft_wrap=True)

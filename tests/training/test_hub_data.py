@@ -1,0 +1,70 @@
+"""Data sets by id, from a mirror on this machine."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from huggingface_hub import constants
+
+from adapters.errors import Invalid, NotFound
+from tests.hub_mirror import Mirror, running_mirror
+from training.formats import read_data
+from training.hub_data import local_files
+
+ROWS = b'{"query": "a", "response": "b"}\n'
+
+
+@pytest.fixture
+def mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Mirror]:
+    with running_mirror() as mirror:
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf"))
+        monkeypatch.setenv("MODELSCOPE_CACHE", str(tmp_path / "modelscope"))
+        monkeypatch.setenv("HF_ENDPOINT", mirror.url)
+        monkeypatch.setenv("MODELSCOPE_ENDPOINT", mirror.url)
+        yield mirror
+
+
+def names(paths: list[Path]) -> list[str]:
+    return [path.name for path in paths]
+
+
+@pytest.mark.parametrize("hub", ["hf", "modelscope"])
+def test_the_files_meant_are_downloaded_and_read(hub: str, mirror: Mirror, tmp_path: Path) -> None:
+    mirror.datasets["org/one"] = {"README.md": b"#", "dataset_infos.json": b"{}", "rows.jsonl": ROWS}
+    mirror.datasets["org/splits"] = {
+        "data/train-00000-of-00002.jsonl": ROWS,
+        "data/train-00001-of-00002.jsonl": ROWS,
+        "data/test-00000-of-00001.jsonl": ROWS,
+        "LICENSE.txt": b"free",
+    }
+    local = tmp_path / "mine.jsonl"
+    (one,) = local_files([f"{hub}:org/one"])
+    assert read_data(one).rows and mirror.asked == [("rows.jsonl", None)]
+    assert names(local_files([f"{hub}:org/splits", str(local)])) == [
+        "train-00000-of-00002.jsonl",
+        "train-00001-of-00002.jsonl",
+        "mine.jsonl",
+    ]
+    assert names(local_files([f"{hub}:org/splits:test"])) == ["test-00000-of-00001.jsonl"]
+    assert names(local_files([f"{hub}:org/splits@v1:data/test-00000-of-00001.jsonl"])) == ["test-00000-of-00001.jsonl"]
+    assert names(local_files([f"{hub}:org/splits:LICENSE.txt"])) == ["LICENSE.txt"]
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "message"),
+    [
+        ("hf:org/several", Invalid, "several files: a.jsonl, b.jsonl; say which, as hf:org/several:a.jsonl"),
+        ("hf:org/several:c.jsonl", Invalid, "has no 'c.jsonl'; did you mean"),
+        ("modelscope:org/several:trian", Invalid, "has no 'trian'"),
+        ("hf:org/empty", Invalid, "has no file with rows"),
+        ("hf:nonsense", Invalid, "names no data set; write hf:owner/name"),
+        ("hf:org/nobody", NotFound, "no dataset 'org/nobody'.*or give a local file"),
+    ],
+)
+def test_what_is_not_clear_says_what_to_write(text: str, error: type[Exception], message: str, mirror: Mirror) -> None:
+    mirror.datasets["org/several"] = {"a.jsonl": ROWS, "b.jsonl": ROWS}
+    mirror.datasets["org/empty"] = {"README.md": b"#"}
+    with pytest.raises(error, match=message) as refusal:
+        local_files([text])
+    assert "\n" not in str(refusal.value)
