@@ -186,7 +186,9 @@ def novel(rows: Sequence[str], heading: str) -> tuple[int, int]:
 
 
 def without(rows: Iterable[dict[str, str]], path: Path) -> list[dict[str, str]]:
-    """The rows whose reply is not a line of the file: what a reader found to be no answer. Lines with # are comments."""
+    """The rows whose reply is not a line of the file, which lists what a reader found to be no answer.
+
+    Lines that begin with # are comments."""
     left_out = {line for line in path.read_text(encoding="utf-8").splitlines() if line and not line.startswith("#")}
     return [row for row in rows if row["output"] not in left_out]
 
