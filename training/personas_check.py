@@ -174,13 +174,15 @@ def _frames(text: str) -> Iterator[str]:
         yield from (" ".join(words[i : i + 4]) for i in range(len(words) - 3))
 
 
-def _line(name: str, counts: Counts) -> str:
+def _line(name: str, counts: Counts, manner: str) -> str:
     reply, reply_times = counts.replies.most_common(1)[0]
     frame, frame_times = counts.frames.most_common(1)[0]
+    in_manner = f", {counts.in_manner:.0%} in the manner" if manner else ""
+    lengths = f"{counts.shortest}–{counts.longest} (mean {counts.mean:.0f})"
     return (
         f"{name}: {counts.rows} rows, {counts.several_turns:.0%} of several turns; {len(counts.replies)} different "
-        f"replies of {counts.shortest}–{counts.longest} (mean {counts.mean:.0f}), {counts.in_manner:.0%} in manner; most "
-        f"repeated {reply_times}× “{reply}”, frame {frame_times}× “{frame}”"
+        f"replies of {lengths}{in_manner}; most repeated {reply_times}× “{reply}”, "
+        f"frame {frame_times}× “{frame}”"
     )
 
 
@@ -190,7 +192,7 @@ def main() -> None:
     recipes = tomllib.loads((DATA / "personas.toml").read_text(encoding="utf-8"))
     for file in dict.fromkeys(file for recipe in recipes.values() for file in recipe["data"]):
         counts = count(read_examples(DATA / file), EXPECTED[file])
-        print(_line(file, counts))
+        print(_line(file, counts, EXPECTED[file].manner))
         found += [f"{file}: {fault}" for fault in faults(counts, EXPECTED[file])]
     print("\n".join(found) or "nothing wrong")
     sys.exit(bool(found))
