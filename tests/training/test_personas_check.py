@@ -47,6 +47,12 @@ def test_every_shipped_file_is_checked() -> None:
     assert named == set(EXPECTED) == {path.name for path in DATA.glob("*.json*")}
 
 
+def test_readme_counts_the_rows_that_are_there() -> None:
+    table = (DATA / "README.md").read_text(encoding="utf-8")
+    for file in EXPECTED:
+        assert f"| `{file}` | {len(read_examples(DATA / file))} |" in table
+
+
 def test_consort_speaks_in_several_turns_too() -> None:
     counts = count(read_examples(DATA / "niangniang.jsonl"), EXPECTED["niangniang.jsonl"])
     assert counts.several_turns >= 0.15
@@ -85,9 +91,9 @@ def test_an_answer_may_be_expected_in_the_language_of_its_question() -> None:
     )
 
 
-def test_brief_is_one_sentence_that_states() -> None:
+def test_brief_is_one_sentence_without_its_full_stop() -> None:
     brief = EXPECTED["brief.jsonl"]
-    for reply in ("喝水。早睡。", "要不要早睡？", "早睡！", "Sleep. Then eat.", "Sleep well"):
+    for reply in ("早睡。", "喝水。早睡", "要不要早睡？", "早睡！", "Sleep. Then eat", "Sleep well."):
         assert "in the manner" in found(chat("Hi" if not is_chinese(reply) else "你好", reply), expected=brief)
 
 
