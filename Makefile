@@ -31,7 +31,7 @@ clients: .venv/.ready .venv-clients/.ready    ## other programs' clients against
 bench: .venv/.ready    ## the serving benchmark against its in-process peers
 	$(BIN)/python -m benchmarks.bench_serving $(ARGS)
 
-persona: .venv/.ready    ## train the shipped persona again, from its shipped data
+persona: .venv/.ready    ## train the shipped personas again, from their shipped data
 	$(BIN)/python -m training
 
 # Constraints rather than requirements: the lock knows every package, each target installs what it needs.

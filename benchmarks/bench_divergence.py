@@ -6,7 +6,6 @@ static batch (PEFT's `adapter_names` decides the rows' models). Rounding differs
 token chosen by a hair's breadth may change, and everything after it. In float32 the rate should be 0 for both."""
 
 import argparse
-import json
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -27,9 +26,10 @@ from adapters.settings import BUNDLED, DType, Settings
 from benchmarks.results import write_results
 from serving.engine.engine import Engine
 from serving.engine.sequence import Request, SamplingParams
+from training.formats import read_data
 
 PERSONA = BUNDLED / "personas" / "wukong"
-DATA = (BUNDLED / "data" / "wukong.json", BUNDLED / "data" / "wukong_everyday.json")
+DATA = (BUNDLED / "data" / "wukong.json", BUNDLED / "data" / "wukong_everyday.jsonl")
 
 Tokens = tuple[int, ...]
 
@@ -54,8 +54,7 @@ class Divergence:
 
 def questions(renderer: ChatRenderer, count: int) -> list[Question]:
     """Different questions of the sample data, each to base or persona in turn."""
-    rows = [row for path in DATA for row in json.loads(path.read_text(encoding="utf-8"))]
-    texts = sorted({row["instruction"] for row in rows})
+    texts = sorted({row.messages[0]["content"] for path in DATA for row in read_data(path).rows})
     if len(texts) < count:
         raise SystemExit(f"the sample data has {len(texts)} different questions, not {count}")
     chosen = random.Random(0).sample(texts, count)

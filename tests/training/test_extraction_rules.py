@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from training.extraction.commas import Commas
+from training.extraction.daiyu import daiyu_rows
 from training.extraction.rules import (
     Line,
     Narration,
@@ -14,10 +15,12 @@ from training.extraction.rules import (
     Scene,
     extract,
     main,
+    novel,
     pair,
     parse_aliases,
     read_paragraphs,
     to_alpaca,
+    without,
 )
 
 WUKONG = "孙悟空"
@@ -213,13 +216,41 @@ def test_restored_commas_change_nothing_but_commas() -> None:
     assert restored.replace("，", "") == text and margin > 0
 
 
+def test_novel_ends_where_the_next_one_is_headed() -> None:
+    rows = ["第一回宴桃园", "却说", "第一回甄士隐梦幻识通灵", "第二回", "第一回灵根育孕"]
+    assert novel(rows, "第一回甄士隐") == (2, 4)
+    assert novel(rows, "第一回灵根") == (4, 5)
+    with pytest.raises(ValueError, match="第一回王教头"):
+        novel(rows, "第一回王教头")
+
+
+def test_replies_a_reader_named_are_left_out(tmp_path: Path) -> None:
+    listed = tmp_path / "left_out.txt"
+    listed.write_text("# no answers\n做什么？\n", encoding="utf-8")
+    rows = [{"instruction": "晴雯。", "output": "做什么？"}, {"instruction": "做什么？", "output": "我不困。"}]
+    assert without(rows, listed) == rows[1:]
+
+
+def test_daiyu_is_cut_with_the_quotation_marks_she_had() -> None:
+    rows = [
+        "第一回甄士隐梦幻识通灵",
+        "宝玉笑道：“什么`暖香-？”黛玉点头笑叹道：“你有玉，人家有`冷香-，你就没有`暖香-去配？”",
+        "宝玉道：“你往那去呢？”黛玉道：“我死了。”宝玉道：“我跟了你去。”黛玉笑道：“我回家ク去。”",
+        "宝玉道：“我也歪着。”林黛玉道：“你就歪着。”",
+    ]
+    assert daiyu_rows(rows) == [
+        {"instruction": "什么“暖香”？", "input": "", "output": "你有玉，人家有“冷香”，你就没有“暖香”去配？"},
+        {"instruction": "我也歪着。", "input": "", "output": "你就歪着。"},
+    ]
+
+
 BUNDLED = Path(__file__).parents[2] / "adapters" / "bundled" / "data"
 
 
-@pytest.mark.parametrize(("name", "least"), [("wukong.json", 1000), ("wukong_everyday.json", 240)])
+@pytest.mark.parametrize(("name", "least"), [("wukong.json", 800), ("daiyu.json", 150)])
 def test_bundled_rows_are_clean_alpaca(name: str, least: int) -> None:
     rows = json.loads((BUNDLED / name).read_text(encoding="utf-8"))
     assert len(rows) >= least
     assert all(set(row) == {"instruction", "input", "output"} and row["input"] == "" for row in rows)
-    assert all(0 < len(row["instruction"]) <= 120 and 6 <= len(row["output"]) <= 120 for row in rows)
+    assert all(0 < len(row["instruction"]) <= 120 and 4 <= len(row["output"]) <= 120 for row in rows)
     assert len({(row["instruction"], row["output"]) for row in rows}) == len(rows)

@@ -174,6 +174,25 @@ def read_paragraphs(path: Path) -> list[str]:
     return texts
 
 
+def novel(rows: Sequence[str], heading: str) -> tuple[int, int]:
+    """First row of the novel whose first chapter is headed `heading`, and the row after its last.
+
+    The next novel begins with the next row that is headed 第一回. Raises ValueError if no row contains the heading."""
+    start = next((index for index, row in enumerate(rows) if heading in row), None)
+    if start is None:
+        raise ValueError(f"no row contains {heading!r}: is the novel in this corpus?")
+    following = (i for i in range(start + 1, len(rows)) if rows[i].startswith("第一回") and heading not in rows[i])
+    return start, next(following, len(rows))
+
+
+def without(rows: Iterable[dict[str, str]], path: Path) -> list[dict[str, str]]:
+    """The rows whose reply is not a line of the file, which lists what a reader found to be no answer.
+
+    Lines that begin with # are comments."""
+    left_out = {line for line in path.read_text(encoding="utf-8").splitlines() if line and not line.startswith("#")}
+    return [row for row in rows if row["output"] not in left_out]
+
+
 # --- from text to quotations ---
 
 

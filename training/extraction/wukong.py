@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from training.extraction.commas import Commas
-from training.extraction.rules import Line, Pair, extract, pair, read_paragraphs, to_alpaca, write_rows
+from training.extraction.rules import Line, Pair, extract, novel, pair, read_paragraphs, to_alpaca, without, write_rows
 
 PERSONA = "孙悟空"
 ALIASES = {
@@ -24,6 +24,7 @@ ALIASES = {
     "观音菩萨": "菩萨 观音 观音菩萨".split(),
 }
 FIRST_HEADING = "第一回灵根育孕"
+LEFT_OUT = Path(__file__).parent / "left_out" / "wukong.txt"
 TWO_MONKEYS = ("第五十七回", "第五十八回")  # 行者 is also the impostor there
 WHOLE_WORDS = (  # no comma inside
     "弼马温 金箍棒 天罡 地煞 高徒 还丹 花果山 水帘洞 筋斗云 火眼金睛 阎罗王 太上老君 玉皇大帝 玉帝 王母 如来 "
@@ -43,7 +44,7 @@ def wukong_rows(rows: Sequence[str], document: str = "") -> list[dict[str, str]]
 
     A prompt may lose its first sentences and a reply its last ones, never a part of a sentence.
     """
-    start, end = _novel(rows)
+    start, end = novel(rows, FIRST_HEADING)
     names = [*WHOLE_WORDS, *(name for aliases in ALIASES.values() for name in aliases)]
     commas = Commas(rows, [row for index, row in enumerate(rows) if not start <= index < end], names)
     kept = []
@@ -55,15 +56,7 @@ def wukong_rows(rows: Sequence[str], document: str = "") -> list[dict[str, str]]
         long_enough = len(prompt) >= MIN_PROMPT and len(reply) >= MIN_REPLY
         if long_enough and not _is_verse(prompt) and not _is_verse(reply):
             kept.append(Pair(replace(item.prompt, text=prompt), replace(item.reply, text=reply), item.scene))
-    return to_alpaca(kept)
-
-
-def _novel(rows: Sequence[str]) -> tuple[int, int]:
-    start = next((index for index, row in enumerate(rows) if FIRST_HEADING in row), None)
-    if start is None:
-        raise ValueError(f"no row contains {FIRST_HEADING!r}: is 西游记 in this corpus?")
-    following = (index for index in range(start + 1, len(rows)) if re.match("第一回(?!灵根)", rows[index]))
-    return start, next(following, len(rows))
+    return without(to_alpaca(kept), LEFT_OUT)
 
 
 # --- which rows are good ---
