@@ -9,31 +9,28 @@ import math
 import shutil
 import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
-import torch
-
 from adapters.base_model import BaseModel, load_base
 from adapters.errors import BianlianError
 from adapters.lending import BaseLost, Loan
-from adapters.manifest import AdapterManifest, AdapterVersion, TrainingRecord, check_name
-from adapters.renderer import ChatRenderer
+from adapters.manifest import AdapterVersion, TrainingRecord, check_name
 from adapters.settings import Device
 from adapters.snapshots import RunSnapshots, Series
-from adapters.store import AdapterStore
-from training.bases import check_base_name, publish_base
+from training.bases import check_base_name
 from training.combinations import check_combinations
 from training.config import Plan, TrainConfig, max_length_for, plan_for
 from training.dataset import TrainingRow
 from training.failures import TrainingFailed, explain
+from training.interrupts import Interrupts
 from training.journal import Journal, Metric, RunConfig
+from training.publishing import Publisher
 from training.report import Report
 from training.run_data import Rows, RunData, check_data, hash_of
 from training.snapshots import demo_prompts, is_due, keeps_snapshots
@@ -48,8 +45,6 @@ from training.trainer import (
     last_checkpoint,
     packed_rows,
     pick_targets,
-    save_adapter,
-    save_model,
     train,
     trainable,
 )
@@ -176,7 +171,7 @@ class _Run:
         self.root = journal.root
         self.watcher = watcher
         self.config = journal.config().train
-        self.signal: int | None = None  # that asked this process to stop
+        self.interrupts = Interrupts()
         self.data: RunData
         self.base: BaseModel
         self.tokens_per_epoch = 0
@@ -187,7 +182,7 @@ class _Run:
     def execute(self, prepare: Callable[[], tuple[RunData, BaseModel]]) -> Finished:
         self.journal.begin()
         try:
-            with self._interrupts_noted(), self.journal.beating():
+            with self.interrupts.noted(), self.journal.beating():
                 self.data, self.base = prepare()
                 if self._asked_to_stop():
                     raise Cancelled
@@ -223,26 +218,7 @@ class _Run:
         return self.base.loan if hasattr(self, "base") else None
 
     def _asked_to_stop(self) -> bool:
-        return self.signal is not None or self.journal.wish() is not None
-
-    @contextmanager
-    def _interrupts_noted(self) -> Iterator[None]:
-        """Ctrl-C and SIGTERM let the run finish its step; a second one breaks off at once."""
-        if threading.current_thread() is not threading.main_thread():
-            yield  # signals reach the main thread only; whoever owns it leaves a wish in the journal
-            return
-
-        def ask(signum: int, frame: object) -> None:
-            if self.signal is not None:
-                raise KeyboardInterrupt
-            self.signal = signum
-
-        before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+        return self.interrupts.signal is not None or self.journal.wish() is not None
 
     def _train_and_publish(self) -> Finished:
         training, validation = self.data.parts(self.config)
@@ -429,7 +405,7 @@ class _Run:
         if keeps_snapshots(self.config) and is_due(progress.step, progress.steps, self.config.snapshot_steps):
             so_far = Trained(progress.step, progress.epoch, progress.loss, finished=False)
             record = self._training_record(so_far, rows, before, None)
-            self.snapshots.add(progress.step, partial(self._write_adapter, model, record))
+            self.snapshots.add(progress.step, partial(self._publisher.write_adapter, model, record))
         self.watcher.on_step(progress)
 
     def _diverged(self, what: str, learning_rate: float | None = None) -> "TrainingFailed":
@@ -459,50 +435,33 @@ class _Run:
         self, model: Any, record: TrainingRecord, before: Evaluation | None, after: Evaluation | None
     ) -> Finished:
         self.enter("publishing")
-        version, base, data = None, None, {}
-        if self.config.method == "full":
-            base = publish_base(self.root, self.config.name, partial(self._write_base, model, record))
-            published, message = str(base), f"published as {base}; serve it with: bianlian serve --base {base}"
-        else:
-            directory = self.journal.directory / "adapter"
-            self._write_adapter(model, record, directory)
-            version = AdapterStore(self.root / "store").publish(directory, self.config.name)
-            published, message, data = str(version), f"published as {version}", {"digest": version.digest}
-        self.journal.note(message, data={"version": published, **data})
+        published = self._publisher.publish(model, record, self.root, self.journal.directory / "adapter")
+        self.journal.note(published.message, data=published.data)
         self._set_state(
             "succeeded",
-            message,
-            version=published,
+            published.message,
+            version=published.name,
             finished=datetime.now(UTC),
             trained_tokens=round(self.tokens_per_epoch * record.epochs),
         )
-        return Finished(self.journal.job_id, "succeeded", message, version, base, record, before, after)
-
-    def _write_adapter(self, model: Any, record: TrainingRecord, directory: Path) -> None:
-        """PEFT files and the manifest."""
-        save_adapter(model, directory)
-        self._manifest(record).write(directory)
-
-    def _write_base(self, model: Any, record: TrainingRecord, directory: Path) -> None:
-        save_model(model, self.base.tokenizer, directory, _dtype_on_disk(self.base))
-        self._manifest(record).write(directory)
-
-    def _manifest(self, record: TrainingRecord) -> AdapterManifest:
-        renderer = ChatRenderer(self.base.tokenizer, self.base.stop_token_ids)
-        return AdapterManifest(
-            name=self.config.name,
-            base_name=self.base.name,
-            base_fingerprint=self.base.fingerprint,
-            template_hash=renderer.template_hash,
-            system_prompt=self.data.report.system_prompt,
-            thinking=self.data.report.thinking,
-            card=self.config.card,
-            training=record,
+        return Finished(
+            self.journal.job_id,
+            "succeeded",
+            published.message,
+            published.version,
+            published.base,
+            record,
+            before,
+            after,
         )
+
+    @property
+    def _publisher(self) -> Publisher:
+        return Publisher(self.config, self.base, self.data.report)
 
     def _stopped(self) -> Finished:
         """Paused by a wish or SIGTERM, as when the machine is shut down; cancelled by a wish or Ctrl-C."""
-        wish = self.journal.wish() or ("pause" if self.signal == signal.SIGTERM else "cancel")
+        wish = self.journal.wish() or ("pause" if self.interrupts.signal == signal.SIGTERM else "cancel")
         checkpoint = last_checkpoint(self.journal.checkpoints)
         kept = f"checkpoint kept at step {checkpoint[1]}" if checkpoint else "no step was finished"
         state, finished = ("paused", None) if wish == "pause" else ("cancelled", datetime.now(UTC))
@@ -528,14 +487,6 @@ def discard_partial(journal: Journal) -> None:
 
 def _evaluation(metric: Metric) -> Evaluation:
     return Evaluation(metric.loss, metric.margin, metric.reward_margin, metric.reward_accuracy)
-
-
-def _dtype_on_disk(base: BaseModel) -> torch.dtype:
-    """What the base's own files are in: a base trained from it is as large."""
-    config = json.loads((base.directory / "config.json").read_text(encoding="utf-8"))
-    name = config.get("dtype", config.get("torch_dtype"))
-    found = getattr(torch, str(name), None)
-    return found if isinstance(found, torch.dtype) else torch.float32
 
 
 def main(directory: str, device: str = "auto") -> int:
