@@ -126,6 +126,8 @@ class RunSnapshots:
             digest = (directory / _DIGEST_FILE).read_text(encoding="ascii")
         except (FileNotFoundError, NotADirectoryError):
             return None
+        except UnicodeDecodeError as error:
+            raise Invalid(f"{directory / _DIGEST_FILE} holds no digest: {error}") from error
         return Snapshot(snapshot_id(self.run.name, step), step, digest, directory, read_manifest(directory))
 
     def all(self) -> list[Snapshot]:

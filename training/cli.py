@@ -154,7 +154,10 @@ def train_command(
     ] = None,
     keep_best: Annotated[
         bool | None,
-        _meanwhile("--keep-best/--keep-last", help="Publish the best validation loss, or the last. Default: best."),
+        _meanwhile(
+            "--keep-best/--keep-last",
+            help="Publish the best validation loss, or the last. Default: last; best with --early-stopping.",
+        ),
     ] = None,
     resume: Annotated[str | None, _meanwhile(help="Go on with this run; needs no other option.")] = None,
     device: Annotated[str | None, _meanwhile(help="auto, cpu or cuda.")] = None,
@@ -182,7 +185,7 @@ def train_command(
     given = {
         key: value
         for key, value in context.params.items()
-        if value not in (None, []) and key in TrainConfig.model_fields
+        if value not in (None, [], ()) and key in TrainConfig.model_fields
     }
     if resume:
         if given:

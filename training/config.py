@@ -6,9 +6,9 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from adapters.errors import Invalid, nearest
 from adapters.manifest import PersonaCard
@@ -28,7 +28,8 @@ _KTO_BATCH = 8
 class TrainConfig(BaseModel):
     """One run. None means: chosen from the base and the data when the run starts, and then written down."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # No infinite numbers: JSON, which runs are kept in, cannot write them.
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     # What is learned from
     data: tuple[Path, ...] = ()  # files; or dataset names with `dataset`
@@ -85,10 +86,23 @@ class TrainConfig(BaseModel):
     save_steps: int | None = Field(default=None, ge=1)  # None: at the end of each epoch
     eval_steps: int | None = Field(default=None, ge=1)  # None: at the end of each epoch, where there is validation data
     early_stopping: int | None = Field(default=None, ge=1)  # evaluations in a row without a better validation loss
-    keep_best: bool = True  # publish the checkpoint with the lowest validation loss, not the last
+    keep_best: bool | None = None  # publish the lowest validation loss, not the last; None: with early_stopping
     snapshot_steps: int | None = Field(default=None, ge=0)  # 0: none; None: about eight a run
     demo_prompts: tuple[str, ...] = ()  # answered by every snapshot; empty: the card's samples, or four of our own
     card: PersonaCard = PersonaCard()
+
+    @field_validator("name", "base", "system", "demo_prompts", "dataset")
+    @classmethod
+    def writable(cls, value: Any) -> Any:
+        """JSON can spell half a surrogate pair, which is no text and cannot be encoded."""
+        for text in value if isinstance(value, tuple) else (value,):
+            if isinstance(text, str) and any("\ud800" <= character <= "\udfff" for character in text):
+                raise ValueError("the text contains half of a surrogate pair, which is not valid Unicode")
+        return value
+
+    @property
+    def publishes_best(self) -> bool:
+        return self.early_stopping is not None if self.keep_best is None else self.keep_best
 
 
 def parse_config(values: dict[str, object]) -> TrainConfig:

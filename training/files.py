@@ -8,6 +8,7 @@ import gzip
 import io
 import json
 import sys
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from adapters.errors import Invalid, NotFound
 BadKind = Literal["syntax", "field", "empty"]
 Object = Mapping[str, Any]  # one row as JSON, CSV or Parquet gives it
 
+MAX_UNPACKED = 2**31  # bytes of a packed file
 SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".txt")
 
 
@@ -65,9 +67,15 @@ def read_objects(path: Path) -> Iterator[tuple[Place, Object] | BadRow]:
         raise Invalid(f"{path} cannot be read: {error.strerror}", param="data") from error
     if zipped:
         try:
-            content = gzip.decompress(content)
-        except (OSError, EOFError) as error:
+            with gzip.GzipFile(fileobj=io.BytesIO(content)) as unpacking:
+                content = unpacking.read(MAX_UNPACKED + 1)
+        except (OSError, EOFError, zlib.error) as error:
             raise Invalid(f"{path}: not a whole gzip file ({error}); pack it again", param="data") from error
+        if len(content) > MAX_UNPACKED:
+            raise Invalid(
+                f"{path}: unpacks to more than {MAX_UNPACKED >> 20} MiB, which would be held in memory; split the file",
+                param="data",
+            )
     if suffix == ".parquet":
         return _parquet_objects(path, content)
     text = _decode(path, content)
@@ -112,7 +120,7 @@ def _jsonl_objects(path: Path, text: str) -> Iterator[tuple[Place, Object] | Bad
         place = Place(str(path), number)
         try:
             row = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
             _refuse_spread_object(place, text, start)
             yield BadRow(place, "", f"not JSON: {_json_reason(error)}", "syntax")
             continue
@@ -191,7 +199,7 @@ class _Scan:
             raise self.wrong("the file ends inside the JSON")
         try:
             value, end = self._decoder.raw_decode(self.text, self.position)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
             raise self.wrong(f"not JSON: {_json_reason(error)}", at=getattr(error, "pos", None)) from error
         self._move(end)
         return value
@@ -205,10 +213,10 @@ class _Scan:
         self.position = position
 
 
-def _json_reason(error: json.JSONDecodeError | RecursionError) -> str:
+def _json_reason(error: ValueError | RecursionError) -> str:
     if isinstance(error, json.JSONDecodeError):
         return f"{error.msg} at column {error.colno}"
-    return "nested too deeply"
+    return "nested too deeply" if isinstance(error, RecursionError) else "a number with too many digits"
 
 
 def _object(place: Place, value: Any) -> tuple[Place, Object] | BadRow:

@@ -2,6 +2,7 @@
 
 What is asked for is kept beside the run's configuration, as it came; how it looks over HTTP is `api/`'s business."""
 
+import json
 import os
 import secrets
 import shutil
@@ -65,7 +66,17 @@ def _none_for_auto(value: Any) -> Any:
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def writable(cls, value: Any) -> Any:
+        """JSON can spell half a surrogate pair, which is no text and cannot be encoded."""
+        try:
+            json.dumps(value, ensure_ascii=False, default=str).encode()
+        except UnicodeEncodeError:
+            raise ValueError("the text contains half of a surrogate pair, which is not valid Unicode") from None
+        return value
 
 
 class Hyperparameters(_Strict):

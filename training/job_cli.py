@@ -51,7 +51,7 @@ def show_command(job: JobArgument) -> None:
         "step": f"{status.step} of {status.steps}" if status.steps else "",
         "left": _left(found),
         "process": f"{status.process.pid} on {status.process.host}" if status.process else "",
-        "heartbeat": _ago(found.journal.last_beat()) if status.state == "running" else "",
+        "heartbeat": _ago(beat) if status.state == "running" and (beat := found.journal.last_beat()) else "",
         "tokens": f"{status.trained_tokens:,}" if status.trained_tokens else "",
         "created": f"{found.config.created.astimezone():%Y-%m-%d %H:%M:%S}",
         "finished": f"{status.finished.astimezone():%Y-%m-%d %H:%M:%S}" if status.finished else "",

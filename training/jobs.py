@@ -102,7 +102,7 @@ class JobQueue:
         for job in jobs:
             if job.status.state != "running" or job.journal.is_alive(job.status):
                 continue
-            assert job.status.process is not None
+            assert job.status.process is not None  # Status sees to it
             message, code = _why_dead(job, (exits or {}).get(job.status.process.pid))
             with job.journal.locked():  # the process may have said more with its last breath
                 if job.journal.status() != job.status:

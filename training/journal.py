@@ -4,6 +4,7 @@
 never sees half of it; `metrics.jsonl` and `events.jsonl` grow by a line at a time. No torch here: other processes read
 journals while a run writes one, and leave their wishes in them."""
 
+import errno
 import fcntl
 import os
 import platform
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
 import psutil
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from adapters.errors import Conflict, Invalid, NotFound, nearest
 from training.config import TrainConfig
@@ -63,7 +64,7 @@ class Process(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    pid: int
+    pid: int = Field(gt=0)
     started: float  # seconds since 1970
     host: str
 
@@ -111,6 +112,12 @@ class Status(BaseModel):
     estimated_finish: datetime | None = None
     version: str | None = None  # what it was published as
     updated: datetime = Field(default_factory=lambda: datetime.now(UTC))
+
+    @model_validator(mode="after")
+    def runs_somewhere(self) -> "Status":
+        if self.state == "running" and self.process is None:
+            raise ValueError("a running run has a process")
+        return self
 
     def changed(self, **fields: Any) -> "Status":
         """The same but for `fields` and the time. A run that stands still has no end to be estimated."""
@@ -318,7 +325,7 @@ class Journal:
 
     def events(self, skip: int = 0) -> list[Event]:
         """All but the first `skip`, oldest first. An event keeps its place for ever."""
-        return [Event.model_validate_json(line) for line in self._lines(EVENTS_FILE)[skip:]]
+        return [_event(line) for line in self._lines(EVENTS_FILE)[skip:]]
 
     def remove(self) -> None:
         """Delete the directory."""
@@ -328,7 +335,8 @@ class Journal:
         self._add_line(METRICS_FILE, metric.model_dump_json(exclude_none=True))
 
     def metrics(self) -> list[Metric]:
-        return [Metric.model_validate_json(line) for line in self._lines(METRICS_FILE)]
+        """Lines that a full disk cut short are passed over."""
+        return [metric for line in self._lines(METRICS_FILE) if (metric := _metric(line))]
 
     def metric(self, kind: str) -> Metric | None:
         """The last metric of `kind`."""
@@ -352,17 +360,22 @@ class Journal:
             time.sleep(poll_s)
 
     def _add_line(self, name: str, line: str) -> None:
-        """In one write, because a queue and a run may both have something to say."""
-        file = os.open(self.directory / name, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        """In one write, because a queue and a run may both have something to say. A line that a full disk cut short
+        stays alone on its line."""
+        file = os.open(self.directory / name, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
         try:
-            os.write(file, f"{line}\n".encode())
+            size = os.fstat(file).st_size
+            cut = b"\n" if size and os.pread(file, 1, size - 1) != b"\n" else b""
+            data = cut + line.encode() + b"\n"
+            if os.write(file, data) < len(data):
+                raise OSError(errno.ENOSPC, "No space left on device", str(self.directory / name))
         finally:
             os.close(file)
 
     def _lines(self, name: str) -> list[str]:
         """Whole lines only: the last may still be on its way."""
         try:
-            text = (self.directory / name).read_text(encoding="utf-8")
+            text = (self.directory / name).read_text(encoding="utf-8", errors="replace")
         except FileNotFoundError:
             return []
         return text[: text.rfind("\n")].split("\n") if "\n" in text else []  # U+2028 ends no line in JSON
@@ -376,6 +389,21 @@ class Journal:
         except ValidationError as error:
             first = error.errors()[0]
             raise Invalid(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+
+
+def _event(line: str) -> Event:
+    """One that cannot be read keeps its place."""
+    try:
+        return Event.model_validate_json(line)
+    except ValidationError:
+        return Event(level="warn", message="an event that was written only in part", time=0.0)
+
+
+def _metric(line: str) -> Metric | None:
+    try:
+        return Metric.model_validate_json(line)
+    except ValidationError:
+        return None
 
 
 def new_job_id(name: str) -> str:

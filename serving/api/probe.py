@@ -18,7 +18,7 @@ class ProbeRequest(Body):
 
     prompts: list[_Text] = Field(default=[], max_length=MAX_PROMPTS)
     max_tokens: int = Field(default=DEFAULT_TOKENS, ge=1, le=MAX_TOKENS)
-    checkpoints: list[StrictInt | StrictStr] | None = None
+    checkpoints: list[Annotated[StrictInt, Field(ge=0, lt=10**9)] | StrictStr] | None = None
 
 
 def probe_router(prober: Prober, keys: Keys) -> APIRouter:

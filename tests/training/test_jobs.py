@@ -352,3 +352,33 @@ def test_the_command_line_detaches_shows_and_stops(
     assert f"{other.id} is cancelled" in run("jobs", "cancel", other.id)
     with pytest.raises(NotFound, match="no run 'nobody'"):
         run("jobs", "show", "nobody")
+
+
+def test_a_status_that_makes_no_sense_holds_nobody_else_up(tiny_base: Path, tmp_path: Path) -> None:
+    queue = JobQueue(tmp_path)
+    good = queue.submit(config(tiny_base, tmp_path))
+    for number, status in enumerate(({"state": "running"}, {"state": "queued", "pid": -1}, "nonsense")):
+        evil = tmp_path / "runs" / f"evil-{number}"
+        evil.mkdir()
+        (evil / "config.json").write_bytes((good.journal.directory / "config.json").read_bytes())
+        (evil / "status.json").write_text(json.dumps(status))
+    assert [job.id for job in queue.all()] == [good.id]
+
+
+def test_a_line_that_a_full_disk_cut_short_stays_alone(tmp_path: Path, tiny_base: Path) -> None:
+    journal = JobQueue(tmp_path).submit(config(tiny_base, tmp_path)).journal
+    with (journal.directory / "events.jsonl").open("a") as file:
+        file.write('{"level":"info","message":"on its w')
+    journal.note("after it")
+    assert [event.message for event in journal.events()] == [
+        "queued",
+        "an event that was written only in part",
+        "after it",
+    ]
+
+
+def test_resume_needs_no_other_option(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "training.cli", "train", "--resume", "nothing"]
+    environment = os.environ | {"BIANLIAN_HOME": str(tmp_path)}
+    said = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert said.returncode == 2 and "no run 'nothing'" in said.stderr, said.stderr

@@ -158,7 +158,7 @@ def test_a_failed_run_says_so_and_publishes_nothing(
     def full(*args: Any, **kwargs: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(run_module, "save_adapter", full)
+    monkeypatch.setattr("training.publishing.save_adapter", full)
     with pytest.raises(BianlianError, match="Free space"):
         go(config(tiny_base, tmp_path), tmp_path / "home")
     (directory,) = (tmp_path / "home" / "runs").iterdir()

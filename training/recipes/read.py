@@ -110,5 +110,5 @@ def _parse(content: str, suffix: str) -> Any:
 
     try:
         return yaml.safe_load(content) or {}
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError, TypeError, AttributeError) as error:  # of !!tags that do not fit too
         raise ValueError(str(error)) from error

@@ -66,9 +66,9 @@ def train(
     step_back: Callable[[], None] = lambda: None,
 ) -> Trained:
     """Train `model` in place, which must be as `trainable` gave it. Blocks. Leaves the last checkpoints under
-    `checkpoints`, and with `validation` and `config.keep_best` the best one too, whose weights the model has at the
-    end. When `cancelled` becomes true, saves one more and returns; before the first step there is nothing to save, and
-    it raises Cancelled. An evaluation between steps is finished first: a resumed run would not make up for it."""
+    `checkpoints`, and with `validation` and `config.publishes_best` the best one too, whose weights the model has at
+    the end. When `cancelled` becomes true, saves one more and returns; before the first step there is nothing to save,
+    and it raises Cancelled. An evaluation between steps is finished first: a resumed run would not make up for it."""
     reporter = _Reporter(config, on_step, on_evaluation, cancelled, step_back, evaluates=validation is not None)
     with quiet(), _attention_for(base, rows, plan):
         trainer = build(
@@ -80,7 +80,7 @@ def train(
             return _already_ended(model, resume_from, config)
         output = trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
         finished = reporter.stopped_early or output.global_step >= trainer.state.max_steps
-        best = trainer.state.best_global_step if finished and config.keep_best and validation else None
+        best = trainer.state.best_global_step if finished and config.publishes_best and validation else None
         if best and best != output.global_step:
             load_weights(model, checkpoints / f"checkpoint-{best}")
     return Trained(
@@ -111,7 +111,7 @@ def _ended_early(checkpoint: Path, config: TrainConfig) -> bool:
 
 def _already_ended(model: Any, checkpoint: Path, config: TrainConfig) -> Trained:
     state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-    best = state["best_global_step"] if config.keep_best else None
+    best = state["best_global_step"] if config.publishes_best else None
     load_weights(model, checkpoint.with_name(f"checkpoint-{best}") if best else checkpoint)
     losses = [entry["loss"] for entry in state["log_history"] if "loss" in entry]
     return Trained(
@@ -191,7 +191,7 @@ class _Reporter(TrainerCallback):
         measured = self.last_evaluation()
         assert measured is not None
         self.on_evaluation(state.global_step, measured)
-        if self.config.keep_best and (state.best_metric is None or measured.loss < state.best_metric):
+        if self.config.publishes_best and (state.best_metric is None or measured.loss < state.best_metric):
             control.should_save = True
         if _out_of_patience(state.log_history, self.config.early_stopping):
             self.stopped_early = True

@@ -135,8 +135,8 @@ def _common_arguments(
         "save_steps": config.save_steps or 500,
         "save_total_limit": KEPT_CHECKPOINTS,
         # The best one is then also spared when old checkpoints go.
-        "metric_for_best_model": "eval_loss" if evaluated and config.keep_best else None,
-        "greater_is_better": False if evaluated and config.keep_best else None,
+        "metric_for_best_model": "eval_loss" if evaluated and config.publishes_best else None,
+        "greater_is_better": False if evaluated and config.publishes_best else None,
         "logging_steps": 1,
         "logging_nan_inf_filter": False,  # a diverged run must show it
         "disable_tqdm": True,
