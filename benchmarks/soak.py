@@ -42,7 +42,8 @@ MAX_STEP_TOKENS = 64
 MAX_RUNNING = 32
 MEMORY_SLACK = 32 << 20  # bytes; allocators keep some of what was once used
 POOLED_THREADS = 4  # asyncio's pool for blocking calls grows to its size when it is needed, and stays
-SLACK = {MEMORY: MEMORY_SLACK, "bianlian_threads": POOLED_THREADS}
+POOLED_FILES = 8  # connections to SQLite that a pool opens when it needs them, and keeps: two descriptors each
+SLACK = {MEMORY: MEMORY_SLACK, "bianlian_threads": POOLED_THREADS, "process_open_fds": POOLED_FILES}
 HELD = (
     MEMORY,
     "process_open_fds",

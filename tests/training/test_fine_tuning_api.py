@@ -172,7 +172,10 @@ def test_events_are_listed_newest_first_and_followed_oldest_first(
 
 
 def test_checkpoints_are_model_ids_with_metrics(client: openai.OpenAI, trained: FineTuningJob) -> None:
-    (checkpoint,) = client.fine_tuning.jobs.checkpoints.list(trained.id).data
+    checkpoint, *snapshots = client.fine_tuning.jobs.checkpoints.list(trained.id).data
+    assert {snapshot.fine_tuned_model_checkpoint for snapshot in snapshots} <= {
+        f"{trained.id}:step-{step}" for step in range(1, 7)
+    }
     assert checkpoint.step_number == 6 and checkpoint.fine_tuning_job_id == trained.id
     assert checkpoint.metrics.train_loss and checkpoint.metrics.full_valid_loss
     answer = client.completions.create(model=checkpoint.fine_tuned_model_checkpoint, prompt="1", max_tokens=2)

@@ -1,10 +1,12 @@
 """Runs, their events and snapshots as the objects of OpenAI's fine-tuning API, declared for /openapi.json too."""
 
+from contextlib import suppress
 from datetime import datetime
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from adapters.snapshots import RunSnapshots
 from training.fine_tuning import FineTuningRequest, Method, read_request
 from training.jobs import RESUMABLE, Job
 from training.journal import Event, Metric, State
@@ -144,12 +146,13 @@ def checkpoint_objects(job: Job) -> list[dict[str, Any]]:
     """What can be asked for as a model, the newest first: the published version, and the run's snapshots, each
     `<run>:step-<n>`."""
     metrics = job.journal.metrics()
-    found = [
-        (int(path.name.removeprefix("step-")), path.stat().st_mtime) for path in job.journal.snapshots.glob("step-*")
-    ]
-    models = [(step, made, f"{job.id}:step-{step}") for step, made in found]
+    models: list[tuple[int, float, str]] = []
+    for snapshot in RunSnapshots(job.journal.directory).all():
+        with suppress(FileNotFoundError):  # thinned out a moment ago
+            models.append((snapshot.step, snapshot.directory.stat().st_mtime, str(snapshot)))
     if job.status.version and job.status.finished:
-        models.append((job.status.step, job.status.finished.timestamp(), job.status.version))
+        published = next((metric.step for metric in metrics if metric.kind == "tuned_validation"), job.status.step)
+        models.append((published, job.status.finished.timestamp(), job.status.version))
     return [
         {
             "id": f"ftckpt-{job.id}-{model.rpartition('@')[2] if '@' in model else f'step-{step}'}",
