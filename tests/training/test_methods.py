@@ -244,6 +244,7 @@ def test_a_base_takes_no_name_that_means_something_else(
 def test_a_base_trained_whole_resumes_exactly_and_keeps_its_best(tiny_base: Path, tmp_path: Path) -> None:
     asked = TrainConfig.model_validate(
         {"data": ["unused"], "name": "x", "method": "full", "epochs": 4, "batch_size": 4, "learning_rate": 3e-3}
+        | {"keep_best": True}
     )
     base = fresh(tiny_base)
     own = []  # what the base says by itself: the more of ROWS is learned, the less likely that becomes
