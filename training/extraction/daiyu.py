@@ -6,13 +6,13 @@ and single characters, which came out as signs of another script. A row with suc
 
 from __future__ import annotations
 
-import argparse
 import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from training.extraction.rules import Line, Pair, extract, novel, pair, read_paragraphs, to_alpaca, without, write_rows
+from training.extraction.novels import first_sentences, last_sentences, write_persona
+from training.extraction.rules import Line, Pair, extract, novel, pair, to_alpaca, without
 
 PERSONA = "林黛玉"
 ALIASES = {
@@ -52,7 +52,7 @@ def daiyu_rows(rows: Sequence[str], document: str = "") -> list[dict[str, str]]:
         prompt, reply = _requoted(item.prompt.text), _requoted(item.reply.text)
         if not isinstance(item.prompt, Line) or not _sound(prompt) or not _sound(reply):
             continue
-        prompt, reply = _last_sentences(prompt), _first_sentences(reply)
+        prompt, reply = last_sentences(prompt, MAX_PROMPT), first_sentences(reply, MAX_REPLY)
         if len(prompt) >= MIN_PROMPT and len(reply) >= MIN_REPLY:
             kept.append(Pair(replace(item.prompt, text=prompt), replace(item.reply, text=reply), item.scene))
     return without(to_alpaca(kept), LEFT_OUT)
@@ -75,41 +75,9 @@ def _sound(text: str) -> bool:
     return not (_ODD.search(text) or _TOLD.search(text) or _HARSH.search(text)) and text[-1] in "。！？"
 
 
-def _last_sentences(text: str) -> str:
-    """As much of the end as fits; what was said last is what gets answered."""
-    kept = ""
-    for sentence in reversed(_sentences(text)):
-        if len(sentence + kept) > MAX_PROMPT:
-            break
-        kept = sentence + kept
-    return kept
-
-
-def _first_sentences(text: str) -> str:
-    kept = ""
-    for sentence in _sentences(text):
-        if len(kept + sentence) > MAX_REPLY:
-            break
-        kept += sentence
-    return kept
-
-
-def _sentences(text: str) -> list[str]:
-    return re.findall("[^。！？]*[。！？]+”?", text)
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """Write the bundled Lin Daiyu rows; a few seconds."""
-    parser = argparse.ArgumentParser(prog="python -m training.extraction.daiyu", description=main.__doc__)
-    parser.add_argument("corpus", type=Path, help='.jsonl(.gz) rows {"text": ...} that hold 红楼梦 in order')
-    parser.add_argument("output", type=Path, help="the JSON file to write")
-    args = parser.parse_args(argv)
-    try:
-        rows = daiyu_rows(read_paragraphs(args.corpus), args.corpus.name)
-    except (OSError, ValueError) as error:
-        parser.error(str(error))
-    write_rows(rows, args.output)
-    print(f"{len(rows)} rows → {args.output}")
+    write_persona("training.extraction.daiyu", str(main.__doc__), "红楼梦", daiyu_rows, argv)
 
 
 if __name__ == "__main__":

@@ -6,14 +6,15 @@ the same corpus. Sentences about which it wavers are left out.
 
 from __future__ import annotations
 
-import argparse
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from training.extraction.commas import Commas
-from training.extraction.rules import Line, Pair, extract, novel, pair, read_paragraphs, to_alpaca, without, write_rows
+from training.extraction.novels import first_sentences, last_sentences, write_persona
+from training.extraction.rules import Line, Pair, extract, novel, pair, to_alpaca, without
 
 PERSONA = "孙悟空"
 ALIASES = {
@@ -51,8 +52,10 @@ def wukong_rows(rows: Sequence[str], document: str = "") -> list[dict[str, str]]
     for item in pair(extract(rows[start:end], ALIASES, document), PERSONA):
         if not _sound(item):
             continue
-        prompt = _last_sentences(item.prompt.text, commas)
-        reply = _first_sentences(item.reply.text, commas)
+        prompt = last_sentences(item.prompt.text, MAX_PROMPT, partial(_restored, commas, PROMPT_MARGIN))
+        reply = first_sentences(
+            item.reply.text, MAX_REPLY, partial(_restored, commas, REPLY_MARGIN), least_cut=MIN_CUT_REPLY
+        )
         long_enough = len(prompt) >= MIN_PROMPT and len(reply) >= MIN_REPLY
         if long_enough and not _is_verse(prompt) and not _is_verse(reply):
             kept.append(Pair(replace(item.prompt, text=prompt), replace(item.reply, text=reply), item.scene))
@@ -83,32 +86,7 @@ def _sound(item: Pair) -> bool:
     )
 
 
-def _last_sentences(text: str, commas: Commas) -> str:
-    """As much of the end as reads well and fits; what was said last is what gets answered."""
-    kept = ""
-    for sentence in reversed(_sentences(text)):
-        better = _restored(sentence, commas, PROMPT_MARGIN)
-        if better is None or len(better + kept) > MAX_PROMPT:
-            break
-        kept = better + kept
-    return kept
-
-
-def _first_sentences(text: str, commas: Commas) -> str:
-    kept = ""
-    for sentence in _sentences(text):
-        better = _restored(sentence, commas, REPLY_MARGIN)
-        if better is None or len(kept + better) > MAX_REPLY:
-            return kept if len(kept) >= MIN_CUT_REPLY else ""
-        kept += better
-    return kept
-
-
-def _sentences(text: str) -> list[str]:
-    return re.findall("[^。！？]*[。！？]+", text)
-
-
-def _restored(sentence: str, commas: Commas, min_margin: float) -> str | None:
+def _restored(commas: Commas, min_margin: float, sentence: str) -> str | None:
     """The sentence with commas, or None where they are doubtful or too few."""
     better, margin = commas.restore(sentence)
     longest = max(map(len, re.split("[。！？；：、，]", better)))
@@ -122,16 +100,7 @@ def _is_verse(text: str) -> bool:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Write the bundled Sun Wukong rows; about two minutes of one core."""
-    parser = argparse.ArgumentParser(prog="python -m training.extraction.wukong", description=main.__doc__)
-    parser.add_argument("corpus", type=Path, help='.jsonl(.gz) rows {"text": ...}: 西游记 among other novels')
-    parser.add_argument("output", type=Path, help="the JSON file to write")
-    args = parser.parse_args(argv)
-    try:
-        rows = wukong_rows(read_paragraphs(args.corpus), args.corpus.name)
-    except (OSError, ValueError) as error:
-        parser.error(str(error))
-    write_rows(rows, args.output)
-    print(f"{len(rows)} rows → {args.output}")
+    write_persona("training.extraction.wukong", str(main.__doc__), "西游记", wukong_rows, argv)
 
 
 if __name__ == "__main__":
