@@ -14,6 +14,7 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read where the kernels are defined
 
 from tests import tiny
+from tests.hub_mirror import Mirror, point_at, running_mirror
 from tests.serving.databases import Cluster, running_cluster
 
 collect_ignore = ["clients"]  # `make clients` runs those, in an environment of their own
@@ -65,3 +66,16 @@ def no_ambient_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     for key in [key for key in os.environ if key.startswith("BIANLIAN_")]:
         monkeypatch.delenv(key)
     monkeypatch.setenv("BIANLIAN_HOME", str(tmp_path / "home"))
+
+
+@pytest.fixture
+def mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Mirror]:
+    """Both hubs on this machine, with caches of their own."""
+    from huggingface_hub import constants
+
+    with running_mirror() as running:
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf"))
+        monkeypatch.setenv("MODELSCOPE_CACHE", str(tmp_path / "modelscope"))
+        point_at(running.url, monkeypatch)
+        yield running

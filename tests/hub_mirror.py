@@ -10,6 +10,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
+import pytest
+
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
@@ -35,6 +37,12 @@ def files_in(directory: Path) -> dict[str, bytes]:
     return {
         path.relative_to(directory).as_posix(): path.read_bytes() for path in directory.rglob("*") if path.is_file()
     }
+
+
+def point_at(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both hubs are at `url` from now on."""
+    monkeypatch.setenv("HF_ENDPOINT", url)
+    monkeypatch.setenv("MODELSCOPE_DOMAIN", url)
 
 
 @contextmanager

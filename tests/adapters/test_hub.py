@@ -8,7 +8,6 @@ import struct
 import sys
 import termios
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,24 +17,9 @@ from transformers.utils import logging as transformers_logging
 from adapters.base_model import base_name, load_base, locate_base
 from adapters.errors import BianlianError, Forbidden, Invalid, NotFound, Unavailable
 from adapters.hub import HubReference, base_directory, download, list_files, parse_reference
-from tests.hub_mirror import COMMIT, Mirror, files_in, running_mirror
+from tests.hub_mirror import COMMIT, Mirror, files_in, point_at, running_mirror
 
 HUBS = ["hf", "modelscope"]
-
-
-@pytest.fixture
-def mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Mirror]:
-    with running_mirror() as mirror:
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf"))
-        monkeypatch.setenv("MODELSCOPE_CACHE", str(tmp_path / "modelscope"))
-        point_at(mirror.url, monkeypatch)
-        yield mirror
-
-
-def point_at(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_ENDPOINT", url)
-    monkeypatch.setenv("MODELSCOPE_DOMAIN", url)
 
 
 def nobody() -> str:
@@ -113,6 +97,15 @@ def test_without_a_network_what_is_in_the_cache_serves(
         locate_base(f"{hub}:org/other")
     assert ("HF_ENDPOINT=https://hf-mirror.com" in refusal.value.message) == (hub == "hf")
     assert "\n" not in refusal.value.message
+
+
+def test_modelscope_has_a_newer_and_an_older_name_for_its_address(
+    mirror: Mirror, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mirror.models["org/tiny"] = files_in(tiny_base)
+    monkeypatch.setenv("MODELSCOPE_ENDPOINT", mirror.url)
+    monkeypatch.setenv("MODELSCOPE_DOMAIN", nobody())
+    assert locate_base("modelscope:org/tiny").is_dir()
 
 
 def test_offline_mode_is_named_when_it_is_the_reason(mirror: Mirror, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,28 +1,15 @@
 """Data sets by id, from a mirror on this machine."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from huggingface_hub import constants
 
 from adapters.errors import Invalid, NotFound
-from tests.hub_mirror import Mirror, running_mirror
+from tests.hub_mirror import Mirror
 from training.formats import read_data
 from training.hub_data import local_files
 
 ROWS = b'{"query": "a", "response": "b"}\n'
-
-
-@pytest.fixture
-def mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Mirror]:
-    with running_mirror() as mirror:
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf"))
-        monkeypatch.setenv("MODELSCOPE_CACHE", str(tmp_path / "modelscope"))
-        monkeypatch.setenv("HF_ENDPOINT", mirror.url)
-        monkeypatch.setenv("MODELSCOPE_ENDPOINT", mirror.url)
-        yield mirror
 
 
 def names(paths: list[Path]) -> list[str]:

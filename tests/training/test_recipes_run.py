@@ -1,19 +1,17 @@
 """Recipes run: from the files and flags of other trainers to a published adapter, through the command line."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from huggingface_hub import constants
 from typer.testing import CliRunner
 
 from adapters.errors import BianlianError, Invalid
 from adapters.settings import load_settings
 from adapters.store import AdapterStore
 from app import cli
-from tests.hub_mirror import Mirror, files_in, running_mirror
+from tests.hub_mirror import Mirror, files_in
 from training.config import TrainConfig
 from training.journal import Journal
 
@@ -44,17 +42,6 @@ def rows(tmp_path: Path) -> Path:
     path = tmp_path / "rows.json"
     path.write_text(json.dumps(ROWS))
     return path
-
-
-@pytest.fixture
-def mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Mirror]:
-    with running_mirror() as mirror:
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf"))
-        monkeypatch.setenv("MODELSCOPE_CACHE", str(tmp_path / "modelscope"))
-        monkeypatch.setenv("HF_ENDPOINT", mirror.url)
-        monkeypatch.setenv("MODELSCOPE_ENDPOINT", mirror.url)
-        yield mirror
 
 
 def recipe(path: Path, **keys: Any) -> Path:
