@@ -6,6 +6,7 @@ import gzip
 import json
 import random
 import tomllib
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,12 +20,25 @@ from training.pretrain.tokenizer import END_OF_TEXT, IM_END, IM_START
 
 Stage = Literal["pretrain", "chat"]
 Document = dict[str, Any]  # {"text": str} or {"messages": [{"role", "content"}, ...]}
+HELD_OUT_ONE_IN = 50
 
 
 @dataclass(frozen=True)
 class PackedRows:
     tokens: NDArray[np.uint16]  # (rows, length + 1)
     learned: NDArray[np.bool_]  # (rows, length + 1): True where the token is a target
+    documents: NDArray[np.uint16]  # (rows, length + 1): which document of its row a token belongs to
+
+
+def said(document: Document) -> list[str]:
+    """The texts of a document, without roles and marks."""
+    return [document["text"]] if "text" in document else [m["content"] for m in document["messages"]]
+
+
+def is_held_out(document: Document) -> bool:
+    """Two documents in a hundred are never trained on, chosen by what they say: the choice holds for every
+    seed, order and later version of a file."""
+    return zlib.crc32("\n".join(said(document)).encode()) % HELD_OUT_ONE_IN == 0
 
 
 def read_documents(path: Path) -> Iterator[Document]:
@@ -54,7 +68,9 @@ def texts_for_tokenizer(mixture: dict[str, float], directories: list[Path], char
     for name, share in mixture.items():
         left = int(characters * share)
         for document in read_documents(find_source(name, directories)):
-            text = document.get("text") or "\n".join(m["content"] for m in document["messages"])
+            if is_held_out(document):
+                continue
+            text = "\n".join(said(document))
             yield text[:left]
             left -= len(text)
             if left <= 0:
@@ -89,7 +105,7 @@ class _Renderer:
 
 
 def _endless(path: Path, rng: random.Random) -> Iterator[Document]:
-    documents = list(read_documents(path))
+    documents = [document for document in read_documents(path) if not is_held_out(document)]
     while True:
         rng.shuffle(documents)
         yield from documents
@@ -112,20 +128,42 @@ def pack(
     sources = {name: _endless(find_source(name, directories), random.Random(f"{seed}/{name}")) for name in mixture}
     spent = dict.fromkeys(mixture, 0)
     renderer = _Renderer(tokenizer, stage)
-    row_tokens: list[NDArray[np.uint16]] = []
-    row_learned: list[NDArray[np.bool_]] = []
-    ids: list[int] = []
-    learned: list[bool] = []
-    while len(row_tokens) < rows:
+    packed: list[_Row] = []
+    row = _Row([], [], [])
+    while len(packed) < rows:
         # The source furthest behind its share comes next; a little noise keeps rows from looking alike.
         name = min(mixture, key=lambda n: spent[n] / mixture[n] * rng.uniform(0.9, 1.1))
-        new_ids, new_learned = renderer.render(next(sources[name]))
-        spent[name] += len(new_ids)
-        ids += new_ids
-        learned += new_learned
-        while len(ids) > length and len(row_tokens) < rows:
-            row_tokens.append(np.array(ids[: length + 1], dtype=np.uint16))
-            row_learned.append(np.array(learned[: length + 1], dtype=np.bool_))
-            ids, learned = ([], []) if stage == "chat" else (ids[length:], learned[length:])
+        ids, learned = renderer.render(next(sources[name]))
+        spent[name] += len(ids)
+        row.append(ids, learned)
+        while len(row.tokens) > length and len(packed) < rows:
+            head, row = row.cut(length + 1, keep=1 if stage == "pretrain" else None)
+            packed.append(head)
     order = np.random.default_rng(seed).permutation(rows)
-    return PackedRows(np.stack(row_tokens)[order], np.stack(row_learned)[order])
+    return PackedRows(
+        np.array([row.tokens for row in packed], dtype=np.uint16)[order],
+        np.array([row.learned for row in packed], dtype=np.bool_)[order],
+        np.array([row.documents for row in packed], dtype=np.uint16)[order],
+    )
+
+
+@dataclass
+class _Row:
+    tokens: list[int]
+    learned: list[bool]
+    documents: list[int]
+
+    def append(self, ids: list[int], learned: list[bool]) -> None:
+        number = self.documents[-1] + 1 if self.documents else 0
+        self.tokens += ids
+        self.learned += learned
+        self.documents += [number] * len(ids)
+
+    def cut(self, at: int, keep: int | None) -> tuple["_Row", "_Row"]:
+        """The first `at` tokens, and a new row: with the last `keep` of them and all that follow, or empty."""
+        head = _Row(self.tokens[:at], self.learned[:at], self.documents[:at])
+        if keep is None:
+            return head, _Row([], [], [])
+        rest = at - keep
+        first = self.documents[rest]
+        return head, _Row(self.tokens[rest:], self.learned[rest:], [n - first for n in self.documents[rest:]])

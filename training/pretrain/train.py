@@ -5,6 +5,7 @@ the arithmetic bfloat16. A run is resumable at any saved step because the rows f
 
 import json
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,10 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from training.pretrain.corpus import PackedRows
 from training.pretrain.tokenizer import save_tokenizer
+
+LOGITS_AT_ONCE = 2048
+UNLEARNED = -100
+SummedLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -80,16 +85,32 @@ def build_optimizers(model: nn.Module, learning_rate: float) -> list[torch.optim
     ]
 
 
-def next_token_loss(hidden: Tensor, embedding: Tensor, targets: Tensor, learned: Tensor) -> Tensor:
-    """Mean cross-entropy in nats over the learned targets. Logits exist for 2,048 tokens at a time:
-    (tokens, vocabulary) in float32 for a whole batch would be the largest tensor of the step."""
-    hidden, targets, learned = hidden.flatten(0, 1), targets.flatten(), learned.flatten()
-    hidden, targets = hidden[learned], targets[learned]
-    total = hidden.new_zeros((), dtype=torch.float32)
-    for chunk, wanted in zip(hidden.split(2048), targets.split(2048), strict=True):
-        logits = chunk.to(torch.bfloat16) @ embedding.to(torch.bfloat16).T
-        total = total + F.cross_entropy(logits.float(), wanted, reduction="sum")
-    return total / targets.numel()
+def attention_mask(documents: Tensor, dtype: torch.dtype) -> Tensor:
+    """(rows, length) document numbers → (rows, 1, length, length), added to the scores: a token sees those
+    before it in its own document and nothing of its neighbours in the row."""
+    same = documents[:, None, :, None] == documents[:, None, None, :]
+    seen = same & torch.ones(documents.shape[1], documents.shape[1], dtype=torch.bool, device=documents.device).tril()
+    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, torch.finfo(dtype).min)
+
+
+def _summed_loss(hidden: Tensor, embedding: Tensor, targets: Tensor) -> Tensor:
+    logits = hidden.to(torch.bfloat16) @ embedding.to(torch.bfloat16).T
+    return F.cross_entropy(logits.float(), targets, reduction="sum", ignore_index=UNLEARNED)
+
+
+def next_token_loss(
+    hidden: Tensor, embedding: Tensor, targets: Tensor, learned: Tensor, summed: SummedLoss = _summed_loss
+) -> Tensor:
+    """Mean cross-entropy in nats over the learned targets. Logits exist for 2,048 tokens at a time, as (tokens,
+    vocabulary) in float32 for a whole batch would be the largest tensor of the step; the last lot is filled up,
+    so that a compiled `summed` sees one shape."""
+    kept = learned.flatten()
+    hidden, targets = hidden.flatten(0, 1)[kept], targets.flatten()[kept]
+    count = targets.numel()
+    missing = -count % LOGITS_AT_ONCE
+    hidden, targets = F.pad(hidden, (0, 0, 0, missing)), F.pad(targets, (0, missing), value=UNLEARNED)
+    lots = zip(hidden.split(LOGITS_AT_ONCE), targets.split(LOGITS_AT_ONCE), strict=True)
+    return torch.stack([summed(chunk, embedding, wanted) for chunk, wanted in lots]).sum() / max(1, count)
 
 
 class Pretrainer:
@@ -116,7 +137,11 @@ class Pretrainer:
         self.device = device
         self.steps = len(rows.tokens) // batch_rows
         self.optimizers = build_optimizers(model, schedule.learning_rate)
+        # Plain products and a softmax, which the compiler joins, beat the CPU's flash attention at these lengths:
+        # its backward pass alone took a fifth of a step (docs/decisions.md).
+        model.set_attn_implementation("eager")
         self.backbone: Any = torch.compile(model.model) if compiled else model.model
+        self.summed: SummedLoss = torch.compile(_summed_loss) if compiled else _summed_loss
         self.step = 0
         directory.mkdir(parents=True, exist_ok=True)
 
@@ -149,13 +174,17 @@ class Pretrainer:
         picked = slice(self.step * self.batch_rows, (self.step + 1) * self.batch_rows)
         tokens = torch.from_numpy(self.rows.tokens[picked].astype("int64")).to(self.device)
         learned = torch.from_numpy(self.rows.learned[picked]).to(self.device)
+        documents = torch.from_numpy(self.rows.documents[picked].astype("int64")).to(self.device)
+        mask = attention_mask(documents[:, :-1], torch.bfloat16)
         factor = self.schedule.factor(self.step, self.steps)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = self.schedule.learning_rate * factor
         with torch.autocast(self.device.type, dtype=torch.bfloat16):
-            hidden = self.backbone(input_ids=tokens[:, :-1], use_cache=False).last_hidden_state
-            loss = next_token_loss(hidden, self.model.get_input_embeddings().weight, tokens[:, 1:], learned[:, 1:])
+            inputs = tokens[:, :-1]
+            hidden = self.backbone(input_ids=inputs, attention_mask=mask, use_cache=False).last_hidden_state
+            embedding = self.model.get_input_embeddings().weight
+            loss = next_token_loss(hidden, embedding, tokens[:, 1:], learned[:, 1:], self.summed)
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         for optimizer in self.optimizers:
