@@ -207,6 +207,7 @@ def train_command(
             announce(queue.resume(resume), settings)
         else:
             check_name(config.name)
+            _require_good(config, console)
             announce(queue.submit(absolute(config)), settings)
         return
     finished = _run(config, resume, settings.root, settings.device, console)
@@ -214,6 +215,17 @@ def train_command(
         console.print(finished.message, highlight=False, soft_wrap=True)
         raise typer.Exit(130)
     _print_result(console, finished)
+
+
+def _require_good(config: TrainConfig, console: Console) -> None:
+    """Refuse now what the run would refuse when its turn comes."""
+    with console.status("reading data"):
+        silence_libraries()
+        from training.combinations import check_combinations
+        from training.run_data import check_data
+
+        check_combinations(config)
+        check_data(config)
 
 
 def _prepared(

@@ -3,6 +3,7 @@
 What is asked for is kept beside the run's configuration, as it came; how it looks over HTTP is `api/`'s business."""
 
 import json
+import logging
 import os
 import secrets
 import shutil
@@ -11,7 +12,16 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from adapters.errors import BianlianError, Invalid, NotFound, renaming
 from adapters.manifest import check_name
@@ -22,6 +32,8 @@ from training.jobs import Job, JobQueue
 from training.journal import Journal, RunConfig, new_job_id
 from training.messages_file import validate_messages_file
 from training.report import MAX_BAD_SHARE
+
+log = logging.getLogger(__name__)
 
 REQUEST_FILE = "fine_tuning.json"
 FEW_ROWS = 10  # OpenAI refuses fewer; here it is a warning
@@ -213,10 +225,14 @@ class FineTuning:
 
 
 def read_request(journal: Journal) -> FineTuningRequest | None:
-    """None for a run that was not asked for over HTTP."""
+    """None for a run that was not asked for over HTTP, or whose request was damaged since: its configuration says the
+    same in our words."""
     try:
         return FineTuningRequest.model_validate_json((journal.directory / REQUEST_FILE).read_bytes())
     except FileNotFoundError:
+        return None
+    except (OSError, ValidationError):
+        log.warning("the request of run %s cannot be read", journal.job_id, exc_info=True)
         return None
 
 

@@ -4,7 +4,7 @@ asked for."""
 import csv
 from pathlib import Path
 
-from adapters.errors import NotFound
+from adapters.errors import BianlianError
 from training.fine_tuning import Files
 from training.jobs import Job
 from training.journal import Journal
@@ -24,10 +24,10 @@ def result_file_ids(job: Job, files: Files) -> list[str]:
                 table = workspace / "step_metrics.csv"
                 write_table(job.journal, table)
                 note.write_text(files.keep(table, f"{job.id}-step_metrics.csv", "fine-tune-results").id)
-        file_id = note.read_text()
+        file_id = note.read_text(errors="replace")
     try:
         files.get(file_id)
-    except NotFound:
+    except BianlianError:
         return []
     return [file_id]
 

@@ -20,7 +20,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from adapters.errors import BianlianError, Conflict, NotFound
+from adapters.errors import BianlianError, Conflict, Invalid, NotFound
 from adapters.store import AdapterStore
 from tests.training.test_run import ROWS, config
 from training.config import TrainConfig
@@ -331,6 +331,10 @@ def test_the_command_line_detaches_shows_and_stops(
 
     asked = config(tiny_base, tmp_path)
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "pairs.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n' * 4)
+    with pytest.raises(Invalid, match="--objective dpo"):
+        run("train", "--data", "pairs.jsonl", "--name", "x", "--base", str(asked.base), "--detach")
+    assert JobQueue(home).all() == []
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
     output = run(
         *("train", "--data", "data.jsonl", "--name", "counter", "--base", str(asked.base), "--epochs", "1", "--detach")

@@ -119,7 +119,8 @@ def job_object(job: Job, result_files: list[str]) -> dict[str, Any]:
             "steps": status.steps,
             "trained_tokens": status.trained_tokens,
             "version": status.version,
-            "resumable": status.state in RESUMABLE,
+            # What its files lack they lack again.
+            "resumable": status.state in RESUMABLE and not (status.code or "").startswith("invalid_"),
             **request.bianlian,
         },
     }
