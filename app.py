@@ -264,9 +264,14 @@ def build_app(services: Services) -> FastAPI:
 
     endpoints = {route.path for route in iter_route_contexts(app.routes) if route.path}
     if settings.ui:
-        from serving.ui import build_ui, mount_ui
+        # The page takes every address that is left: what is declared after it answers 404.
+        from serving.ui.login import Sessions
+        from serving.ui.mount import mount_page
+        from serving.ui.studio import Studio, studio_tabs
 
-        app = mount_ui(app, build_ui(chat, settings), keys)
+        sessions = Sessions(keys)
+        tabs = studio_tabs(Studio(settings, chat, sessions.viewer))
+        app = mount_page(app, tabs, sessions)
     app.add_middleware(RequestLog, http=metrics.http, endpoints=endpoints)  # last, which is outermost
     return app
 

@@ -8,12 +8,13 @@ import gradio as gr
 
 from adapters.errors import BianlianError
 from adapters.renderer import Message
+from adapters.ui.words import Language, language_of
 from serving.chat import ChatService
 from serving.compare import Lane, compare
 from serving.ui.models import first_adapter, manifest_of, picker, refreshed
 from serving.ui.question import question_row
 from serving.ui.sampling import params_from, sampling_drawer
-from serving.ui.texts import Language, language_of, questions, say, t
+from serving.ui.texts import questions, say, t
 from serving.ui.turns import NO_STATS, Bubble, Running, bubbles_of, conversation, followable, stats_line, with_answer
 
 Update = Any  # what a handler gives a component: its value, or gr.update(...)

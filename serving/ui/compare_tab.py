@@ -12,12 +12,13 @@ import gradio as gr
 
 from adapters.errors import BianlianError
 from adapters.renderer import Message
+from adapters.ui.words import language_of
 from serving.chat import MAX_SCALE, ChatService, random_seed
 from serving.compare import Lane, compare
 from serving.ui.models import first_adapter, manifest_of, picker, refreshed
 from serving.ui.question import question_row
 from serving.ui.sampling import params_from, sampling_drawer
-from serving.ui.texts import language_of, questions, say, t
+from serving.ui.texts import questions, say, t
 from serving.ui.turns import NO_STATS, Running, bubbles_of, conversation, followable, stats_line, with_answer
 
 LANE_NAMES = ("lane_a", "lane_b", "lane_c", "lane_d")

@@ -7,11 +7,13 @@ import secrets
 from collections import OrderedDict
 from urllib.parse import parse_qs
 
+import gradio as gr
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from serving.api.auth import Keys
+from adapters.ui.tab import Viewer
+from serving.api.auth import Caller, Keys
 from serving.ui.texts import LINES
 
 COOKIE = "bianlian-session"
@@ -36,11 +38,19 @@ class Sessions:
 
     async def user(self, request: Request) -> str | None:
         """The name of the key behind a request, "" where none is wanted, None when it must log in first."""
-        key = self._key_of.get(request.cookies.get(COOKIE, ""), "")
-        caller = await self._keys.caller(key)
-        if caller is not None:
-            return caller.key
-        return None if await self._keys.configured() else ""
+        caller = await self._caller(request.cookies.get(COOKIE, ""))
+        return caller.key if caller else None
+
+    async def viewer(self, request: gr.Request) -> Viewer:
+        """Who is looking. A key revoked since the page was opened has no rights left."""
+        caller = await self._caller(request.cookies.get(COOKIE, ""))
+        return Viewer(caller.key, caller.admin) if caller else Viewer("", admin=False)
+
+    async def _caller(self, cookie: str) -> Caller | None:
+        caller = await self._keys.caller(self._key_of.get(cookie, ""))
+        if caller is None and not await self._keys.configured():
+            return Caller("", admin=True)
+        return caller
 
     async def enter(self, key: str) -> str | None:
         """A new cookie's value; None for a wrong key."""

@@ -4,8 +4,9 @@ import gradio as gr
 
 from adapters.errors import BianlianError
 from adapters.manifest import AdapterManifest, AdapterVersion
+from adapters.ui.words import Language
 from serving.chat import ChatService
-from serving.ui.texts import Language, say, t
+from serving.ui.texts import say, t
 
 Choices = list[tuple[str, str]]
 

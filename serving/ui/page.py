@@ -1,10 +1,10 @@
 """The page: a headline and its tabs."""
 
+from collections.abc import Sequence
+
 import gradio as gr
 
-from serving.chat import ChatService
-from serving.ui.chat_tab import chat_tab
-from serving.ui.compare_tab import compare_tab
+from adapters.ui.tab import Tab
 from serving.ui.texts import t
 
 MAX_EVENTS = 100  # Gradio runs 40 at once unless told, streams included
@@ -12,14 +12,21 @@ MAX_EVENTS = 100  # Gradio runs 40 at once unless told, streams included
 HEADLINE = """<div class="headline"><h1><span class="face">变脸</span> Bianlian</h1><p>{}</p></div>"""
 
 
-def build_page(chat: ChatService) -> gr.Blocks:
+def build_page(tabs: Sequence[Tab]) -> gr.Blocks:
+    """The first tab is shown unless the address names another: `?tab=ID`."""
+    known = [tab.id for tab in tabs]
+
+    def chosen(request: gr.Request) -> gr.Tabs:
+        wanted = request.query_params.get("tab")
+        return gr.Tabs(selected=wanted) if wanted in known else gr.skip()
+
     with gr.Blocks(title="变脸 Bianlian", analytics_enabled=False) as page:
         gr.HTML(HEADLINE.format(t("subtitle")), elem_id="head", padding=False)
-        with gr.Tabs():
-            with gr.Tab(t("tab_compare"), id="compare", elem_id="tab-compare"):
-                compare_tab(chat, page)
-            with gr.Tab(t("tab_chat"), id="chat", elem_id="tab-chat"):
-                chat_tab(chat, page)
+        with gr.Tabs() as shown:
+            for tab in tabs:
+                with gr.Tab(tab.words.t("title"), id=tab.id, elem_id=f"tab-{tab.id}"):
+                    tab.build(page)
+        page.load(chosen, None, shown, queue=False, api_visibility="private", show_progress="hidden")
     page.max_threads = MAX_EVENTS
     page.queue(default_concurrency_limit=None)  # the engine has its own queue, and says so when it is full
     return page

@@ -1,21 +1,12 @@
-"""Every word on the page, in Chinese and English.
+"""The words that several tabs use, in Chinese and English; those of one tab are in its own file."""
 
-Labels go to the browser in both languages, which picks its own (`translations`, `t`). Lines that carry numbers or
-names are written here on the server, in the language of the request (`say`)."""
+from adapters.ui.words import Both, Language, Words
 
-from typing import Literal
-
-import gradio as gr
-
-Language = Literal["zh", "en"]
-
-LABELS: dict[str, tuple[str, str]] = {
+LABELS: dict[str, Both] = {
     "subtitle": (
         "一个底座，百变面孔：同一个模型，随时换上不同的 LoRA",
         "One base model, many faces: LoRA adapters, swapped live",
     ),
-    "tab_chat": ("对话", "Chat"),
-    "tab_compare": ("对比", "Compare"),
     "model": ("模型", "Model"),
     "lane_a": ("甲", "Lane A"),
     "lane_b": ("乙", "Lane B"),
@@ -45,7 +36,7 @@ LABELS: dict[str, tuple[str, str]] = {
     "dice": ("换种子", "New dice"),
 }
 
-LINES: dict[str, tuple[str, str]] = {
+LINES: dict[str, Both] = {
     "base": ("底座", "base"),
     "alias": ("别名", "alias"),
     "digest": ("摘要", "digest"),
@@ -70,31 +61,10 @@ QUESTIONS: tuple[tuple[str, ...], tuple[str, ...]] = (
 )
 
 
-def translations() -> gr.I18n:
-    """Both languages of LABELS for the browser."""
-    return gr.I18n(
-        **{
-            "zh-CN": {key: zh for key, (zh, _) in LABELS.items()},
-            "en": {key: en for key, (_, en) in LABELS.items()},
-        }
-    )
-
-
-def t(key: str) -> object:
-    """A label that the browser shows in its language. KeyError for one that LABELS lacks."""
-    LABELS[key]
-    return gr.i18n.I18nData(key)
-
-
-def language_of(request: gr.Request) -> Language:
-    """`?lang=` of the page, else the browser's first language; anything but Chinese reads English."""
-    wanted = request.query_params.get("lang") or request.headers.get("accept-language", "")
-    return "zh" if wanted.strip().lower().startswith("zh") else "en"
-
-
-def say(language: Language, key: str, **values: object) -> str:
-    zh, en = LINES[key]
-    return (zh if language == "zh" else en).format(**values)
+WORDS = Words("common", LABELS, LINES)
+CHAT = Words("chat", {"title": ("对话", "Chat")})
+COMPARE = Words("compare", {"title": ("对比", "Compare")})
+t, say = WORDS.t, WORDS.say
 
 
 def questions(language: Language) -> list[str]:

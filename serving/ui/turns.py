@@ -8,10 +8,11 @@ from contextlib import aclosing
 from typing import Any
 
 from adapters.renderer import Message
+from adapters.ui.words import Language
 from serving.compare import Comparison, LaneProgress
 from serving.engine.sequence import FinishReason
 from serving.ui.markup import shown, spoken
-from serving.ui.texts import Language, say
+from serving.ui.texts import say
 
 UPDATE_S = 0.1  # six columns at 20 updates a second leave a browser behind; at 10 they do not
 HEARTBEAT_S = 0.5  # Gradio notices a closed tab only when the generator yields

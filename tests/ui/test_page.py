@@ -2,75 +2,35 @@
 
 import json
 import os
-import shutil
 import socket
 import tempfile
 import threading
-import time
 import urllib.error
 import urllib.request
 import uuid
 from collections.abc import Iterator
-from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
-import uvicorn
-from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
-from playwright.sync_api import TimeoutError as PlaywrightTimeout
+from playwright.sync_api import Browser, expect
 
-import app
 from adapters.aliases import Alias, AliasTarget
 from adapters.base_model import fingerprint_of
 from adapters.manifest import AdapterManifest, PersonaCard
 from adapters.settings import Settings
-from serving.ui import build_ui
 from serving.ui.markup import shown, spoken
 from serving.ui.turns import bubble, conversation, thought
 from tests import templates, tiny
+from tests.ui.browser import Server, Visit, assert_nothing_runs, said, start, visit
 
-CHROMIUM_ARGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--no-first-run",
-]
 GREETING = "俺老孙来也"
 SAMPLE = "今天吃什么好？"
 KEY = "a-user-key"
-TIMEOUT_MS = 60_000  # a shared machine may be slow; nothing waits this long when it works
-expect.set_options(timeout=TIMEOUT_MS)
 
 
-@dataclass
-class Server:
-    """A running server; its answers are long enough to be watched while they grow."""
-
-    url: str
-    services: app.Services
-    _uvicorn: uvicorn.Server
-    _thread: threading.Thread
-
-    def close(self) -> None:
-        self._uvicorn.should_exit = True
-        self._thread.join(timeout=30)
-        assert not self._thread.is_alive(), "the server did not stop"
-
-
-@dataclass
-class Visit:
-    """A browser page and what it did: every address it asked for, every error on its console."""
-
-    page: Page
-    requests: list[str] = field(default_factory=list)
-    errors: list[str] = field(default_factory=list)
-
-
-def start(base: Path, adapter: Path, home: Path, **options: object) -> Server:
+def start_with(base: Path, adapter: Path, home: Path, **options: object) -> Server:
+    """Answers are long enough to be watched while they grow."""
     settings = Settings(
         home=home,
         base=str(base),
@@ -80,17 +40,7 @@ def start(base: Path, adapter: Path, home: Path, **options: object) -> Server:
         adapter=[f"wukong={adapter}"],
         **options,
     )
-    services = app.build_services(settings)
-    listening = socket.create_server(("127.0.0.1", 0))
-    config = uvicorn.Config(app.build_app(services), log_level="warning", timeout_graceful_shutdown=3)
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
-    thread.start()
-    deadline = time.monotonic() + 60
-    while not server.started:
-        assert thread.is_alive() and time.monotonic() < deadline, "the server did not start"
-        time.sleep(0.05)
-    return Server(f"http://127.0.0.1:{listening.getsockname()[1]}", services, server, thread)
+    return start(settings)
 
 
 @pytest.fixture(scope="module")
@@ -114,33 +64,9 @@ def adapter(base: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def server(base: Path, adapter: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    running = start(base, adapter, tmp_path_factory.mktemp("home"))
+    running = start_with(base, adapter, tmp_path_factory.mktemp("home"))
     yield running
     running.close()
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    executable = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    assert executable, "the UI tests need Chromium: install your distribution's `chromium` package"
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=executable, args=CHROMIUM_ARGS)
-        yield chromium
-        chromium.close()
-
-
-def visit(context: BrowserContext, url: str) -> Visit:
-    page = context.new_page()
-    page.set_default_timeout(TIMEOUT_MS)
-    seen = Visit(page)
-    page.on("request", lambda request: seen.requests.append(request.url))
-    page.on("console", lambda line: seen.errors.append(line.text) if line.type == "error" else None)
-    page.on("pageerror", lambda error: seen.errors.append(str(error)))
-    page.goto(url)
-    # A settled page, if it settles soon; some asset of Gradio's is now and then still open after a minute.
-    with suppress(PlaywrightTimeout):
-        page.wait_for_load_state("networkidle", timeout=5_000)
-    return seen
 
 
 @pytest.fixture
@@ -151,24 +77,8 @@ def visitor(browser: Browser, server: Server) -> Iterator[Visit]:
     seen = visit(context, server.url)
     expect(seen.page.locator("#compare-send")).to_be_visible()
     yield seen
-    elsewhere = [url for url in seen.requests if not url.startswith((server.url, "data:", "blob:"))]
     context.close()
-    assert elsewhere == []
-    assert seen.errors == []
-
-
-def said(page: Page, log: str) -> str:
-    """What the model has answered so far in this Chatbot."""
-    return " ".join(page.locator(f"#{log} .message.bot").all_inner_texts()).strip()
-
-
-def assert_nothing_runs(server: Server) -> None:
-    deadline = time.monotonic() + 10
-    while server.services.engine.engine.has_work:
-        assert time.monotonic() < deadline, "the engine still works for nobody"
-        time.sleep(0.05)
-    versions = server.services.registry.versions()
-    assert [server.services.registry.leases(version) for version in versions] == [0] * len(versions)
+    seen.assert_kept_to(server.url)
 
 
 @pytest.mark.browser
@@ -312,7 +222,7 @@ def test_chat_greets_offers_samples_and_answers(visitor: Visit, server: Server) 
 def test_thoughts_are_folded_away_and_no_part_of_the_conversation(tmp_path: Path, browser: Browser) -> None:
     thinker = tiny.save_base(tmp_path / "thinker", template=templates.BEGUN)
     adapter = tiny.save_adapter(tmp_path / "wukong", thinker, rank=4, seed=1)
-    server = start(thinker, adapter, tmp_path / "home")
+    server = start_with(thinker, adapter, tmp_path / "home")
     try:
         context = browser.new_context(locale="en-GB", viewport={"width": 1440, "height": 900})
         page = visit(context, server.url).page
@@ -470,7 +380,7 @@ def test_what_the_page_sends_back_is_what_was_said() -> None:
 def test_with_a_key_the_page_asks_for_it(
     base: Path, adapter: Path, tmp_path: Path, browser: Browser, server: Server
 ) -> None:
-    guarded = start(base, adapter, tmp_path / "home", api_key=[KEY])
+    guarded = start_with(base, adapter, tmp_path / "home", api_key=[KEY])
     try:
         assert get(f"{guarded.url}/config")[0] == 401
         join = {"data": [], "fn_index": 0, "session_hash": "x"}
@@ -495,10 +405,9 @@ def test_with_a_key_the_page_asks_for_it(
         guarded.close()
 
 
-def test_importing_the_ui_costs_nothing_until_it_is_built() -> None:
+def test_gradio_is_imported_only_to_serve_the_page() -> None:
     import subprocess
     import sys
 
-    code = "import sys, serving.ui; sys.exit('gradio' in sys.modules)"
+    code = "import sys, app, serving.api.server; sys.exit('gradio' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-    assert callable(build_ui)

@@ -1,0 +1,96 @@
+"""A running server and a real browser at its page."""
+
+import socket
+import threading
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+import uvicorn
+from playwright.sync_api import BrowserContext, Page, expect
+from playwright.sync_api import TimeoutError as PlaywrightTimeout
+
+import app
+from adapters.settings import Settings
+
+CHROMIUM_ARGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+]
+TIMEOUT_MS = 60_000  # a shared machine may be slow; nothing waits this long when it works
+expect.set_options(timeout=TIMEOUT_MS)
+
+
+@dataclass
+class Server:
+    """A running server."""
+
+    url: str
+    services: app.Services
+    _uvicorn: uvicorn.Server
+    _thread: threading.Thread
+
+    def close(self) -> None:
+        self._uvicorn.should_exit = True
+        self._thread.join(timeout=30)
+        assert not self._thread.is_alive(), "the server did not stop"
+
+
+@dataclass
+class Visit:
+    """A browser page and what it did: every address it asked for, every error on its console."""
+
+    page: Page
+    requests: list[str] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+
+    def assert_kept_to(self, url: str) -> None:
+        """No other host was asked for anything, and the console has no error."""
+        assert [asked for asked in self.requests if not asked.startswith((url, "data:", "blob:"))] == []
+        assert self.errors == []
+
+
+def start(settings: Settings) -> Server:
+    services = app.build_services(settings)
+    listening = socket.create_server(("127.0.0.1", 0))
+    config = uvicorn.Config(app.build_app(services), log_level="warning", timeout_graceful_shutdown=3)
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
+    thread.start()
+    deadline = time.monotonic() + 60
+    while not server.started:
+        assert thread.is_alive() and time.monotonic() < deadline, "the server did not start"
+        time.sleep(0.05)
+    return Server(f"http://127.0.0.1:{listening.getsockname()[1]}", services, server, thread)
+
+
+def visit(context: BrowserContext, url: str) -> Visit:
+    page = context.new_page()
+    page.set_default_timeout(TIMEOUT_MS)
+    seen = Visit(page)
+    page.on("request", lambda request: seen.requests.append(request.url))
+    page.on("console", lambda line: seen.errors.append(line.text) if line.type == "error" else None)
+    page.on("pageerror", lambda error: seen.errors.append(str(error)))
+    page.goto(url)
+    # A settled page, if it settles soon; some asset of Gradio's is now and then still open after a minute.
+    with suppress(PlaywrightTimeout):
+        page.wait_for_load_state("networkidle", timeout=5_000)
+    return seen
+
+
+def said(page: Page, log: str) -> str:
+    """What the model has answered so far in this Chatbot."""
+    return " ".join(page.locator(f"#{log} .message.bot").all_inner_texts()).strip()
+
+
+def assert_nothing_runs(server: Server) -> None:
+    deadline = time.monotonic() + 10
+    while server.services.engine.engine.has_work:
+        assert time.monotonic() < deadline, "the engine still works for nobody"
+        time.sleep(0.05)
+    versions = server.services.registry.versions()
+    assert [server.services.registry.leases(version) for version in versions] == [0] * len(versions)

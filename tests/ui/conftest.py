@@ -1,0 +1,56 @@
+"""The studio as a visitor meets it: the real server, the bundled base and personas, and Chromium."""
+
+import shutil
+from collections.abc import Iterator
+from typing import Protocol
+
+import pytest
+from playwright.sync_api import Browser, sync_playwright
+
+from adapters.settings import Settings
+from tests.ui.browser import CHROMIUM_ARGS, Server, Visit, start, visit
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    executable = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    assert executable, "the UI tests need Chromium: install your distribution's `chromium` package"
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=executable, args=CHROMIUM_ARGS)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture(scope="module")
+def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server of its own for each test file, on the bundled base."""
+    running = start(Settings(home=tmp_path_factory.mktemp("studio"), device="cpu", kv_cache_memory=0.1))
+    yield running
+    running.close()
+
+
+class OpenPage(Protocol):
+    def __call__(
+        self, path: str = "", *, width: int = 1440, height: int = 900, locale: str = "zh-CN", dark: bool = False
+    ) -> Visit: ...
+
+
+@pytest.fixture
+def open_page(browser: Browser, studio: Server) -> Iterator[OpenPage]:
+    """Opens pages of the studio. None of them may ask another host for anything or leave an error on its console."""
+    visits: list[Visit] = []
+
+    def open_one(
+        path: str = "", *, width: int = 1440, height: int = 900, locale: str = "zh-CN", dark: bool = False
+    ) -> Visit:
+        context = browser.new_context(
+            locale=locale, viewport={"width": width, "height": height}, color_scheme="dark" if dark else "light"
+        )
+        visits.append(visit(context, f"{studio.url}/{path}"))
+        return visits[-1]
+
+    yield open_one
+    for seen in visits:
+        seen.page.context.close()
+    for seen in visits:
+        seen.assert_kept_to(studio.url)
