@@ -136,6 +136,7 @@ def plain_trl(
     import torch
     from datasets import Dataset
     from peft import LoraConfig
+    from transformers import PrinterCallback
     from trl import SFTConfig, SFTTrainer
 
     start = time.perf_counter()
@@ -173,6 +174,7 @@ def plain_trl(
             task_type="CAUSAL_LM",
         ),
     )
+    trainer.remove_callback(PrinterCallback)  # a line a step on the console
     trainer.train()
     seconds = time.perf_counter() - start
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]

@@ -21,6 +21,7 @@ from adapters.errors import BianlianError, Conflict, Invalid, NotFound
 from adapters.settings import Device
 from training.config import TrainConfig
 from training.journal import FINISHED, STATUS_FILE, Journal, Process, RunConfig, State, Status
+from training.nice import be_nice
 
 POLL_S = 0.5
 RETRY_S = 10.0
@@ -227,6 +228,7 @@ class Supervisor:
                     stderr=output,
                     start_new_session=True,
                 )
+            be_nice(child.pid)  # seconds of imports, too, are in the way of a server's answers
             # From here on it is running for everybody; the process itself takes seconds to say so.
             started = status.started or datetime.now(UTC)
             process = Process.of(child.pid)

@@ -6,17 +6,16 @@ a nice level, which cannot be taken back. It never starves: of the time it could
 import os
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 import torch
 
 from adapters.presence import awaited
+from training.nice import be_nice
 
-SHARE = 0.25  # of the time, at least, that training gets while answers are awaited all the time
+SHARE = 0.2  # of the time, at least, that training gets while answers are awaited all the time
 PAUSE_S = 0.02  # between two looks at the server
 QUIET_S = 5.0  # without an answer awaited, after which all threads compute again
-NICENESS = 10
 
 
 class Yielding:
@@ -73,18 +72,9 @@ class Yielding:
         if self._all_threads is None:
             self._all_threads = torch.get_num_threads()
             torch.set_num_threads(max(1, self._all_threads // 2))
-            _be_nice()
+            be_nice(os.getpid())
 
     def _use_all_threads(self) -> None:
         if self._all_threads is not None:
             torch.set_num_threads(self._all_threads)
             self._all_threads = None
-
-
-def _be_nice() -> None:
-    """Every thread of this process: on Linux each has a level of its own, and new ones take their maker's."""
-    threads = [int(name) for name in os.listdir("/proc/self/task")] if os.path.isdir("/proc/self/task") else [0]
-    for thread in threads:
-        with suppress(ProcessLookupError):  # it has ended
-            if os.getpriority(os.PRIO_PROCESS, thread) < NICENESS:
-                os.setpriority(os.PRIO_PROCESS, thread, NICENESS)

@@ -11,7 +11,8 @@ import torch
 
 import training.yielding as yielding_module
 from tests.adapters.test_presence import OtherServer, other_server
-from training.yielding import NICENESS, PAUSE_S, QUIET_S, SHARE, Yielding
+from training.nice import NICENESS
+from training.yielding import PAUSE_S, QUIET_S, SHARE, Yielding
 
 
 class Clock:
@@ -42,7 +43,7 @@ def server(tmp_path: Path) -> Iterator[OtherServer]:
 
 @pytest.fixture(autouse=True)
 def as_nice_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(yielding_module, "_be_nice", lambda: None)  # which lasts; a process of its own tests it
+    monkeypatch.setattr(yielding_module, "be_nice", lambda process: None)  # which lasts; a process of its own tests it
 
 
 def starting(home: Path, clock: Clock, stopping: Callable[[], bool] = lambda: False) -> Yielding:
