@@ -123,8 +123,8 @@ def finished(url: str, job: str) -> str:
 
 
 def trained(home: Path, jobs: list[str], away_s: float = 0.0) -> float:
-    """Tokens a second from the first step to the last, standing back included; `away_s`: for how long the processes were
-    stopped."""
+    """Tokens a second from the first step to the last, standing back included. The processes were stopped for
+    `away_s`."""
     tokens, seconds = 0.0, -away_s
     for job in jobs:
         lines = (home / "runs" / job / METRICS_FILE).read_text(encoding="utf-8").splitlines()
