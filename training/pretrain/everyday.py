@@ -39,8 +39,8 @@ MAX_SAME_REPLY = 12
 MAX_SAME_USER = 6
 MAX_SUMS = 350
 ENGLISH_SHARE = 0.3
-MIN_EXCHANGES = 3000
-MIN_MULTI_TURN = 500
+MIN_EXCHANGES = 15_000
+MIN_MULTI_TURN = 2500
 
 #: Frequent traditional characters whose simplified form differs; none may appear in the data.
 TRADITIONAL = frozenset(
