@@ -274,11 +274,14 @@ def limited(exchanges: Iterable[Exchange]) -> Iterator[Exchange]:
 
 
 def balanced(exchanges: list[Exchange]) -> list[Exchange]:
-    """Thin out English single exchanges, those with the most repeated replies first, down to their share."""
+    """Thin out English single exchanges, those with the most repeated replies first, down to their share.
+
+    Every reply stays, and every phrasing of a question, as it was written or as someone in a hurry types it.
+    """
     chinese = sum(exchange.language == "zh" for exchange in exchanges)
     surplus = len(exchanges) - chinese - round(chinese * ENGLISH_SHARE / (1 - ENGLISH_SHARE))
     replies = Counter(exchange.texts[1] for exchange in exchanges)
-    users = Counter(exchange.texts[0] for exchange in exchanges)
+    phrasings = Counter(casual(exchange.texts[0], "en") for exchange in exchanges)
     dropped: set[tuple[str, ...]] = set()
     for least in range(max(replies.values(), default=0), 1, -1):
         for exchange in exchanges:
@@ -287,10 +290,11 @@ def balanced(exchanges: list[Exchange]) -> list[Exchange]:
                 break
             if exchange.language != "en" or len(texts) > 2 or texts in dropped:
                 continue
-            if replies[texts[1]] >= least and (users[texts[0]] > 1 or texts[0][:1].islower()):
+            phrasing = casual(texts[0], "en")
+            if replies[texts[1]] >= least and phrasings[phrasing] > 1:
                 dropped.add(texts)
                 replies[texts[1]] -= 1
-                users[texts[0]] -= 1
+                phrasings[phrasing] -= 1
     return [exchange for exchange in exchanges if exchange.texts not in dropped]
 
 
