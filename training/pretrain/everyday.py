@@ -36,11 +36,13 @@ SEED = 20240607
 
 MAX_REPLY_CHARS = 200
 MAX_SAME_REPLY = 12
-MAX_SAME_USER = 6
+MAX_SAME_OPENING = 6
+#: A later turn ("Why?", "Another one, please") may recur: what it means, and its answer, come from the turns before it.
+MAX_SAME_FOLLOW_UP = 40
 MAX_SUMS = 350
-ENGLISH_SHARE = 0.3
-MIN_EXCHANGES = 15_000
-MIN_MULTI_TURN = 2500
+ENGLISH_SHARE = 0.4
+MIN_EXCHANGES = 20_000
+MIN_MULTI_TURN = 4000
 
 #: Frequent traditional characters whose simplified form differs; none may appear in the data.
 TRADITIONAL = frozenset(
@@ -249,30 +251,37 @@ def sums(rng: random.Random) -> Iterator[Exchange]:
 
 
 def limited(exchanges: Iterable[Exchange]) -> Iterator[Exchange]:
-    """Drop repeats, and dialogues whose replies or opening have been used often enough already."""
+    """Drop repeats, and dialogues whose opening, later turns or replies have been used often enough already."""
     seen: set[tuple[str, ...]] = set()
-    users: Counter[str] = Counter()
+    openings: Counter[str] = Counter()
+    follow_ups: Counter[str] = Counter()
     replies: Counter[str] = Counter()
     for exchange in exchanges:
         texts = exchange.texts
         if texts in seen:
             continue
-        if any(users[text] >= MAX_SAME_USER for text in texts[::2]):
+        if openings[texts[0]] >= MAX_SAME_OPENING or any(
+            follow_ups[text] >= MAX_SAME_FOLLOW_UP for text in texts[2::2]
+        ):
             continue
         if any(replies[text] >= MAX_SAME_REPLY for text in texts[1::2]):
             continue
         seen.add(texts)
-        users.update(texts[::2])
+        openings[texts[0]] += 1
+        follow_ups.update(texts[2::2])
         replies.update(texts[1::2])
         yield exchange
 
 
 def balanced(exchanges: list[Exchange]) -> list[Exchange]:
-    """Thin out English single exchanges, those with the most repeated replies first, down to their share."""
+    """Thin out English single exchanges, those with the most repeated replies first, down to their share.
+
+    Every reply stays, and every phrasing of a question, as it was written or as someone in a hurry types it.
+    """
     chinese = sum(exchange.language == "zh" for exchange in exchanges)
     surplus = len(exchanges) - chinese - round(chinese * ENGLISH_SHARE / (1 - ENGLISH_SHARE))
     replies = Counter(exchange.texts[1] for exchange in exchanges)
-    users = Counter(exchange.texts[0] for exchange in exchanges)
+    phrasings = Counter(casual(exchange.texts[0], "en") for exchange in exchanges)
     dropped: set[tuple[str, ...]] = set()
     for least in range(max(replies.values(), default=0), 1, -1):
         for exchange in exchanges:
@@ -281,10 +290,11 @@ def balanced(exchanges: list[Exchange]) -> list[Exchange]:
                 break
             if exchange.language != "en" or len(texts) > 2 or texts in dropped:
                 continue
-            if replies[texts[1]] >= least and (users[texts[0]] > 1 or texts[0][:1].islower()):
+            phrasing = casual(texts[0], "en")
+            if replies[texts[1]] >= least and phrasings[phrasing] > 1:
                 dropped.add(texts)
                 replies[texts[1]] -= 1
-                users[texts[0]] -= 1
+                phrasings[phrasing] -= 1
     return [exchange for exchange in exchanges if exchange.texts not in dropped]
 
 
@@ -327,9 +337,11 @@ def faults(exchanges: list[Exchange]) -> list[str]:
             if odd:
                 found.append(f"traditional characters {''.join(odd)}: {shown}")
     replies = Counter(text for exchange in exchanges for text in exchange.texts[1::2])
-    users = Counter(text for exchange in exchanges for text in exchange.texts[::2])
+    openings = Counter(exchange.texts[0] for exchange in exchanges)
+    follow_ups = Counter(text for exchange in exchanges for text in exchange.texts[2::2])
     found += [f"reply {times} times: {text}" for text, times in replies.items() if times > MAX_SAME_REPLY]
-    found += [f"user message {times} times: {text}" for text, times in users.items() if times > MAX_SAME_USER]
+    found += [f"opening {times} times: {text}" for text, times in openings.items() if times > MAX_SAME_OPENING]
+    found += [f"later turn {times} times: {text}" for text, times in follow_ups.items() if times > MAX_SAME_FOLLOW_UP]
     if len(exchanges) < MIN_EXCHANGES:
         found.append(f"only {len(exchanges)} exchanges, {MIN_EXCHANGES} wanted")
     multi = sum(len(exchange.texts) > 2 for exchange in exchanges)
