@@ -291,7 +291,7 @@ def _read_card(path: Path | None) -> dict[str, object]:
         return {}
     try:
         card = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise Invalid(f"{path} is no persona card: {error}", param="card") from error
     if not isinstance(card, dict):
         raise Invalid(f"{path} is no persona card: it must hold an object with title, greeting, samples", param="card")

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -22,6 +22,9 @@ Optimizer = Literal["auto", "adamw", "adamw_8bit", "paged_adamw_8bit", "paged_ad
 
 PREFERENCES: frozenset[Objective] = frozenset({"dpo", "kto", "orpo"})
 _MAX_LENGTH = 2048  # tokens, where nobody says
+# More than anybody means, and far below what a float or a counter of some library cannot hold.
+_MOST = 10**9
+Count = Annotated[int, Field(ge=1, le=_MOST)]
 _KTO_BATCH = 8
 
 
@@ -35,16 +38,15 @@ class TrainConfig(BaseModel):
     data: tuple[Path, ...] = ()  # files; or dataset names with `dataset`
     dataset: tuple[str, ...] = ()  # names in `dataset_dir`/dataset_info.json, after LLaMA-Factory
     dataset_dir: Path | None = None
-    data_weights: tuple[
-        float, ...
-    ] = ()  # shares of the training rows, one for each of `data` and `dataset`; empty: as they are
+    # Shares of the training rows, one for each of `data` and `dataset`; empty: as they are.
+    data_weights: tuple[Annotated[float, Field(gt=0, le=_MOST)], ...] = ()
     validation_data: tuple[Path, ...] = ()  # used in place of a split
     format: Format | Literal["auto"] = "auto"
     system: str | None = None
     mask_history: bool = False  # learn only the last answer of each conversation
     thinking: bool | None = None  # learn thoughts where template and rows have them; None: if rows have them
-    max_length: int | None = Field(default=None, ge=16)
-    max_samples: int | None = Field(default=None, ge=1)  # rows taken from each file, the first ones
+    max_length: int | None = Field(default=None, ge=16, le=_MOST)
+    max_samples: Count | None = None  # rows taken from each file, the first ones
     packing: bool = False
     val_split: float = Field(default=0.1, ge=0, le=0.5)
     replay_data: tuple[Path, ...] = ()  # mixed in against forgetting
@@ -56,38 +58,38 @@ class TrainConfig(BaseModel):
     base: str = "bianlian-mini"
     method: Method = "lora"
     objective: Objective = "sft"
-    beta: float | None = Field(default=None, gt=0)  # of dpo, kto and orpo
+    beta: float | None = Field(default=None, gt=0, le=100)  # of dpo, kto and orpo
     lora_r: int = Field(default=16, ge=1, le=1024)
-    lora_alpha: int | None = Field(default=None, ge=1)
+    lora_alpha: int | None = Field(default=None, ge=1, le=65536)
     lora_dropout: float = Field(default=0.0, ge=0, lt=1)
     targets: tuple[str, ...] = ()  # empty: every linear layer of the decoder blocks
     use_rslora: bool = False
     use_dora: bool = False
     init: Initialisation = "default"
-    loraplus_ratio: float | None = Field(default=None, ge=1)  # learning rate of B over that of A
-    neftune_alpha: float | None = Field(default=None, gt=0)
+    loraplus_ratio: float | None = Field(default=None, ge=1, le=1000)  # learning rate of B over that of A
+    neftune_alpha: float | None = Field(default=None, gt=0, le=1000)
 
     # The optimizer
     epochs: float = Field(default=3.0, gt=0, le=1000)
-    max_steps: int | None = Field(default=None, ge=1)  # replaces epochs
+    max_steps: Count | None = None  # replaces epochs
     learning_rate: float | None = Field(default=None, gt=0, le=1)
     learning_rate_multiplier: float = Field(default=1.0, gt=0, le=100)  # of the chosen learning rate
     schedule: Schedule = "cosine"
-    warmup: float = Field(default=0.05, ge=0)  # below 1: a share of all steps
+    warmup: float = Field(default=0.05, ge=0, le=_MOST)  # below 1: a share of all steps
     weight_decay: float = Field(default=0.0, ge=0, le=1)
-    max_grad_norm: float = Field(default=1.0, gt=0)
+    max_grad_norm: float = Field(default=1.0, gt=0, le=_MOST)
     batch_size: int | None = Field(default=None, ge=1, le=4096)  # rows an optimizer step learns from
-    micro_batch_size: int | None = Field(default=None, ge=1)  # rows in one forward pass
+    micro_batch_size: int | None = Field(default=None, ge=1, le=4096)  # rows in one forward pass
     gradient_checkpointing: bool | None = None
     optimizer: Optimizer = "auto"
     seed: int = Field(default=0, ge=0, lt=2**32)
 
     # Meanwhile
-    save_steps: int | None = Field(default=None, ge=1)  # None: at the end of each epoch
-    eval_steps: int | None = Field(default=None, ge=1)  # None: at the end of each epoch, where there is validation data
-    early_stopping: int | None = Field(default=None, ge=1)  # evaluations in a row without a better validation loss
+    save_steps: Count | None = None  # None: at the end of each epoch
+    eval_steps: Count | None = None  # None: at the end of each epoch, where there is validation data
+    early_stopping: Count | None = None  # evaluations in a row without a better validation loss
     keep_best: bool | None = None  # publish the lowest validation loss, not the last; None: with early_stopping
-    snapshot_steps: int | None = Field(default=None, ge=0)  # 0: none; None: about eight a run
+    snapshot_steps: int | None = Field(default=None, ge=0, le=_MOST)  # 0: none; None: about eight a run
     demo_prompts: tuple[str, ...] = ()  # answered by every snapshot; empty: the card's samples, or four of our own
     card: PersonaCard = PersonaCard()
 
@@ -114,7 +116,16 @@ def parse_config(values: dict[str, object]) -> TrainConfig:
         name = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
             raise Invalid(f"unknown option '{name}'{nearest(name, TrainConfig.model_fields)}", param=name) from error
-        raise Invalid(f"{name}: {first['msg']} (got {first['input']!r})", param=name) from error
+        raise Invalid(f"{name}: {first['msg']} (got {_shown(first['input'])})", param=name) from error
+
+
+def _shown(value: object) -> str:
+    """A value that may be as long as somebody likes."""
+    try:
+        text = repr(value)
+    except ValueError:  # of an integer with thousands of digits
+        return "a number with too many digits"
+    return text if len(text) <= 80 else f"{text[:80]}…"
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from adapters.base_model import BaseModel, load_base
@@ -29,6 +31,15 @@ def config(base: Path, directory: Path, rows: list[Any] = ROWS, **options: Any) 
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     values = {"data": [path], "name": "counter", "base": str(base), "epochs": 2, "batch_size": 4, "lora_r": 4}
     return parse_config({**values, **options})
+
+
+def overflowing(base: Path, directory: Path) -> Path:
+    """A copy of the base whose likelihoods are no numbers."""
+    shutil.copytree(base, directory)
+    weights = load_file(directory / "model.safetensors")
+    weights["lm_head.weight"].fill_(3e38)
+    save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
+    return directory
 
 
 def go(asked: TrainConfig, home: Path, **options: Any) -> Any:
@@ -172,7 +183,7 @@ def test_a_failed_run_says_so_and_publishes_nothing(
 
 def test_a_diverged_run_stops_and_names_the_learning_rate(tiny_base: Path, tmp_path: Path) -> None:
     with pytest.raises(BianlianError, match="diverged.*at step 1.*smaller --learning-rate"):
-        go(config(tiny_base, tmp_path, lora_alpha=10**41, val_split=0), tmp_path / "home")
+        go(config(overflowing(tiny_base, tmp_path / "base"), tmp_path, val_split=0), tmp_path / "home")
     assert not (tmp_path / "home" / "store").exists()
 
 

@@ -94,6 +94,8 @@ def _read(path: Path) -> dict[str, Any]:
         raise Invalid(f"{path} cannot be read: {error}", param="config") from error
     try:
         values = _parse(content, path.suffix.lower())
+    except RecursionError as error:
+        raise Invalid(f"{path}: nested too deeply", param="config") from error
     except ValueError as error:
         raise Invalid(f"{path}: {' '.join(str(error).split())}", param="config") from error
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):

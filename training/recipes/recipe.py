@@ -269,6 +269,8 @@ def number(value: Any) -> float:
         result = float(value)
     except (TypeError, ValueError):
         raise ValueError(f"{value!r} is not a number") from None
+    except OverflowError:
+        raise ValueError(f"a number of {len(str(value))} digits is more than anything here can be") from None
     if isinstance(value, bool) or not math.isfinite(result):
         raise ValueError(f"{value!r} is not a number")
     return result
