@@ -181,6 +181,7 @@ def train_command(
 ) -> None:
     """Train an adapter (or, with --method full, a base) and publish it."""
     settings = load_settings(device=device)
+    settings.require_home()
     console = Console()
     given = {
         key: value
@@ -211,6 +212,7 @@ def train_command(
             announce(queue.submit(absolute(config)), settings)
         return
     finished = _run(config, resume, settings.root, settings.device, console)
+    JobQueue(settings.root).drop_snapshots(settings.snapshot_runs)
     if finished.state != "succeeded":
         console.print(finished.message, highlight=False, soft_wrap=True)
         raise typer.Exit(130)
@@ -375,6 +377,8 @@ def _print_result(console: Console, finished: "Finished") -> None:
             highlight=False,
         )
     console.print(finished.message, highlight=False, soft_wrap=True)
+    if finished.warning:
+        console.print(f"warning: {finished.warning}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _main() -> None:

@@ -219,6 +219,13 @@ def auto_learning_rate(hidden_size: int) -> float:
     return float(f"{min(4e-3, max(1e-4, 2e-4 * (2048 / hidden_size) ** 1.5)):.2g}")
 
 
+def chosen_learning_rate(config: TrainConfig, hidden_size: int) -> float:
+    """What `auto` stands for, whatever `config` asks for."""
+    return _learning_rate(
+        config.model_copy(update={"learning_rate": None, "learning_rate_multiplier": 1.0}), hidden_size
+    )[0]
+
+
 def auto_batch_size(rows: int, epochs: float) -> int:
     """16, or as few as 4 where 16 would leave fewer than 150 optimizer steps."""
     return next((size for size in (16, 8) if rows * epochs / size >= 150), 4)

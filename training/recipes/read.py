@@ -25,8 +25,9 @@ def foreign_names() -> set[str]:
     return {name for dialect in FOREIGN for name in [*dialect.rules, *dialect.aliases]}
 
 
-def read_recipe(path: Path | None, flags: Mapping[str, Any], ours: Iterable[str] = ()) -> Recipe:
-    """The recipe in `path`, with foreign `flags` over it; `ours` are fields the command line sets itself.
+def read_recipe(path: Path | None, flags: Mapping[str, Any], ours: Mapping[str, str] | Iterable[str] = ()) -> Recipe:
+    """The recipe in `path`, with foreign `flags` over it; `ours` are fields the command line sets itself, as in
+    `translate`.
 
     Raises NotFound, or Invalid naming what is wrong: file and line, or key."""
     written = _read(path) if path else {}
