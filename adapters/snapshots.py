@@ -196,12 +196,12 @@ class SnapshotStore:
                     param="model",
                     code="model_not_found",
                 )
-        known = {
+        models = {
             f"{series.name}:step-{steps[-1]}"
             for job in self.job_ids()
             if (series := self._series(job)) and (steps := RunSnapshots(self.runs / job).steps())
         }
-        hint = nearest(model_id, known) or "; no training run has snapshots"
+        hint = nearest(model_id, models) or "; no training run has snapshots"
         raise NotFound(f"model '{model_id}' does not exist{hint}", param="model", code="model_not_found")
 
     def _get(self, job_id: str, step: int) -> Snapshot | None:

@@ -116,7 +116,7 @@ def train_command(
     loraplus_ratio: Annotated[float | None, _adapter(help="LoRA+: learning rate of B over that of A, say 16.")] = None,
     neftune_alpha: Annotated[float | None, _adapter(help="NEFTune: noise on embeddings while training, say 5.")] = None,
     beta: Annotated[
-        float | None, _adapter(help="Of dpo, kto, orpo: how much a preference may move. Default: 0.1.")
+        float | None, _adapter(help="Of dpo, kto, orpo: how much a preference may move. Default: 0.1; orpo: 1.")
     ] = None,
     learning_rate: Annotated[float | None, _optimizer(help="Default: by the base's width.")] = None,
     learning_rate_multiplier: Annotated[float | None, _optimizer(help="Of the chosen learning rate.")] = None,

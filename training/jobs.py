@@ -120,7 +120,7 @@ class JobQueue:
         """Delete the snapshots of finished runs but the `keep` that finished last. Those that are `in_use` stay, and
         those that an alias points at, by the run's id or by the adapter's name."""
         finished = [job for job in self.all() if job.finished and job.status.finished]
-        finished.sort(key=lambda job: (job.status.finished, job.id), reverse=True)  # type: ignore[arg-type, return-value]
+        finished.sort(key=lambda job: (job.status.finished or job.config.created, job.id), reverse=True)
         pointed_at = {target.model for alias in self._aliases.all() for target in alias.targets}
         for job in finished[keep:]:
             names = (job.id, job.config.train.name)
