@@ -60,7 +60,8 @@ def test_what_is_not_clear_says_what_to_write(text: str, error: type[Exception],
 
 
 def test_looking_at_data_takes_ids_as_training_does(mirror: Mirror, tmp_path: Path, tiny_base: Path) -> None:
-    mirror.datasets["org/one"] = {"rows.jsonl": ROWS * 4}
+    rows = b"".join(b'{"query": "%d", "response": "b"}\n' % number for number in range(4))
+    mirror.datasets["org/one"] = {"rows.jsonl": rows}
     checked = CliRunner().invoke(data_cli, ["check", "hf:org/one", "--base", str(tiny_base)])
     assert checked.exit_code == 0 and "rows: 4 good, 0 bad" in checked.output, checked.output
     shown = CliRunner().invoke(data_cli, ["preview", "modelscope:org/one", "--base", str(tiny_base), "--rows", "1"])
