@@ -172,12 +172,18 @@ def build_app(services: Services) -> FastAPI:
     from serving.watch import WATCH_POLL_S, DirectoryWatcher, publish_found
     from training.api.fine_tuning import fine_tuning_router
     from training.figures import JobFigures
-    from training.fine_tuning import FineTuning, bases_for, check_files
+    from training.fine_tuning import FineTuning, bases_for
     from training.jobs import JobQueue, Supervisor
 
     settings, chat, database = services.settings, services.chat, services.database
     queue = JobQueue(settings.root)
-    supervisor = Supervisor(queue, max_running=settings.max_running_jobs, device=settings.device, check=check_files)
+    supervisor = Supervisor(
+        queue,
+        max_running=settings.max_running_jobs,
+        device=settings.device,
+        snapshot_runs=settings.snapshot_runs,
+        in_use=lambda snapshot: services.registry.leases(snapshot) > 0,
+    )
     keys, metrics = Keys(settings, KeyStore(database), chat.limits), Metrics(chat, [JobFigures(queue)])
     usage, votes = UsageBook(database, chat.usage), VoteStore(database)
     lifecycle, files, prober = AdapterLifecycle(chat), FileStore(settings.uploads), Prober(chat)
@@ -421,6 +427,7 @@ def serve(
         database=database,
         ui=False if no_ui else None,
     )
+    settings.require_home()
     _require_key_if_exposed(settings)
     configure_logging(settings.log_format)
     typer.echo(f"loading {settings.base}")
@@ -443,6 +450,7 @@ def demo(
     from serving.own_thread import run_on_own_thread
 
     settings = load_settings(port=port)
+    settings.require_home()
     _require_key_if_exposed(settings)
     configure_logging(settings.log_format)
     base = run_on_own_thread(load_base, device=settings.device, dtype=settings.dtype)

@@ -71,7 +71,7 @@ def import_(
     from adapters.archive import unpack_adapter
     from adapters.settings import load_settings
 
-    store = _store()
+    store = _store(writable=True)
     before = store.numbers(name)
     with TemporaryDirectory() as workspace:
         if path.is_file():
@@ -95,7 +95,7 @@ def rollback(
     to: Annotated[int | None, typer.Option(help="Version number; default: the one before the current.")] = None,
 ) -> None:
     """Make an earlier version current again. A running server notices at once."""
-    typer.echo(f"{name} is now {_store().rollback(name, to)}")
+    typer.echo(f"{name} is now {_store(writable=True).rollback(name, to)}")
 
 
 def remove(reference: Reference, yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False) -> None:
@@ -104,7 +104,7 @@ def remove(reference: Reference, yes: Annotated[bool, typer.Option("--yes", "-y"
         typer.confirm(f"delete {reference}?", abort=True)
     from adapters.aliases import AliasStore
 
-    store = _store()
+    store = _store(writable=True)
     name, _, which = reference.partition("@")
     AliasStore(store).require_unused(lambda model: model == reference or (not which and model.startswith(f"{name}@")))
     typer.echo("deleted " + ", ".join(map(str, store.remove(reference))))
@@ -118,11 +118,13 @@ def verify(reference: Reference) -> None:
     typer.echo(f"{version} is intact ({version.digest[:12]})")
 
 
-def _store() -> "AdapterStore":
+def _store(*, writable: bool = False) -> "AdapterStore":
     from adapters.settings import load_settings  # here, because --help must not pay for them
     from adapters.store import AdapterStore
 
-    return AdapterStore(load_settings().store)
+    settings = load_settings()
+    settings.require_home(writable=writable)
+    return AdapterStore(settings.store)
 
 
 def _when(moment: datetime) -> str:

@@ -56,7 +56,7 @@ class ChatRenderer:
         return max(len(token) for token in self.tokenizer.get_vocab())
 
     @cached_property
-    def _special_texts(self) -> list[str]:
+    def special_texts(self) -> list[str]:
         """Every text that the tokenizer reads as a special token. Not all of them have a role, and so a name, there."""
         added = [str(token) for token in self.tokenizer.added_tokens_decoder.values() if token.special]
         return list(dict.fromkeys([*self.tokenizer.all_special_tokens, *added]))
@@ -220,7 +220,7 @@ class ChatRenderer:
         return message if content == message["content"] else {**message, "content": content}
 
     def _as_text(self, text: str) -> str:
-        for token in self._special_texts:
+        for token in self.special_texts:
             if token in text:
                 text = text.replace(token, token[0] + ZERO_WIDTH_SPACE + token[1:])
         return text

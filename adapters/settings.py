@@ -4,6 +4,7 @@ import os
 import re
 import tomllib
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any, Literal
 
 from pydantic import Field, ValidationError, field_validator
@@ -81,6 +82,11 @@ class Settings(BaseSettings):
         description="URL of the database for keys, usage and votes, sqlite:////FILE or "
         "postgresql://USER:PASSWORD@HOST/NAME; default: bianlian.db in the home.",
     )
+    snapshot_runs: int = Field(
+        default=20,
+        ge=0,
+        description="Finished training runs that keep their snapshots; those of older ones are deleted, unless in use.",
+    )
     ui: bool = True
     drain_seconds: float = Field(
         default=6.0, ge=0, description="What running answers get to finish once the server is asked to stop."
@@ -98,6 +104,25 @@ class Settings(BaseSettings):
     @property
     def root(self) -> Path:
         return self.home.expanduser()
+
+    def require_home(self, *, writable: bool = True) -> Path:
+        """The home, made if need be and it is to be `writable`. Raises Invalid, with the way out, where it cannot be
+        used."""
+        try:
+            if writable:
+                self.root.mkdir(parents=True, exist_ok=True)
+                with TemporaryFile(dir=self.root):
+                    return self.root
+            os.listdir(self.root)
+        except OSError as error:
+            if not writable and isinstance(error, FileNotFoundError):
+                return self.root  # nothing in it, then
+            raise Invalid(
+                f"the home {self.root} cannot be {'written to' if writable else 'read'} ({error.strerror}); set "
+                "BIANLIAN_HOME to a directory that can be, or mend its permissions",
+                param="home",
+            ) from error
+        return self.root
 
     @property
     def uploads(self) -> Path:

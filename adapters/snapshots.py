@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from adapters.errors import Invalid, NotFound, nearest
 from adapters.manifest import MANIFEST_FILE, AdapterVersion, digest_of, read_manifest
+from adapters.regular import read_regular
 
 MAX_SNAPSHOTS = 12  # of a run; one more, and the one that says least is deleted
 
@@ -76,7 +77,7 @@ class RunSnapshots:
             shutil.rmtree(left, ignore_errors=True)
         for step in self.steps():
             if step > at_step:
-                self._delete(step)
+                self.remove(step)
         if not (self.directory / _SERIES_FILE).exists():
             partial = self.run / f".{_SERIES_FILE}-{os.getpid()}"
             partial.write_text(series.model_dump_json(indent=2) + "\n", encoding="utf-8")
@@ -92,13 +93,13 @@ class RunSnapshots:
             fill(partial)
             (partial / _DIGEST_FILE).write_text(digest_of(partial), encoding="ascii")
             if target.exists():
-                self._delete(step)
+                self.remove(step)
             partial.rename(target)
         finally:
             shutil.rmtree(partial, ignore_errors=True)  # renamed away unless something failed
         if len(steps := self.steps()) > MAX_SNAPSHOTS:
             gaps = {steps[i]: steps[i + 1] - steps[i - 1] for i in range(1, len(steps) - 1)}
-            self._delete(min(gaps, key=gaps.__getitem__))
+            self.remove(min(gaps, key=gaps.__getitem__))
         return target
 
     def steps(self) -> list[int]:
@@ -113,9 +114,11 @@ class RunSnapshots:
         """None for a run that makes no snapshots, or has not begun to. Invalid when it cannot be read."""
         path = self.directory / _SERIES_FILE
         try:
-            return Series.model_validate_json(path.read_bytes())
+            return Series.model_validate_json(read_regular(path))
         except (FileNotFoundError, NotADirectoryError):
             return None
+        except OSError as error:
+            raise Invalid(f"{path} cannot be read: {error.strerror}") from error
         except ValidationError as error:
             raise Invalid(f"{path}: {error.errors()[0]['msg']}") from error
 
@@ -123,9 +126,11 @@ class RunSnapshots:
         """The snapshot of a step; None when there is none. Invalid when its manifest cannot be understood."""
         directory = self._path(step)
         try:
-            digest = (directory / _DIGEST_FILE).read_text(encoding="ascii")
+            digest = read_regular(directory / _DIGEST_FILE).decode("ascii")
         except (FileNotFoundError, NotADirectoryError):
             return None
+        except OSError as error:
+            raise Invalid(f"{directory / _DIGEST_FILE} cannot be read: {error.strerror}") from error
         except UnicodeDecodeError as error:
             raise Invalid(f"{directory / _DIGEST_FILE} holds no digest: {error}") from error
         return Snapshot(snapshot_id(self.run.name, step), step, digest, directory, read_manifest(directory))
@@ -137,7 +142,7 @@ class RunSnapshots:
     def _path(self, step: int) -> Path:
         return self.directory / f"step-{step:06d}"
 
-    def _delete(self, step: int) -> None:
+    def remove(self, step: int) -> None:
         """At once for everybody who looks; the files themselves go after that."""
         gone = self.directory / f".gone-{uuid.uuid4().hex}"
         self._path(step).rename(gone)
@@ -167,8 +172,8 @@ class SnapshotStore:
         """Of every snapshot there is."""
         found = set()
         for path in self.runs.glob(f"*/snapshots/step-*/{_DIGEST_FILE}"):
-            with suppress(FileNotFoundError):  # deleted a moment ago
-                found.add(path.read_text(encoding="ascii"))
+            with suppress(OSError, UnicodeDecodeError):  # deleted a moment ago, or damaged
+                found.add(read_regular(path).decode("ascii"))
         return found
 
     def find(self, model_id: str) -> Snapshot | None:
@@ -191,9 +196,13 @@ class SnapshotStore:
                     param="model",
                     code="model_not_found",
                 )
-        raise NotFound(
-            f"model '{model_id}' does not exist{nearest(name, self.job_ids())}", param="model", code="model_not_found"
-        )
+        models = {
+            f"{series.name}:step-{steps[-1]}"
+            for job in self.job_ids()
+            if (series := self._series(job)) and (steps := RunSnapshots(self.runs / job).steps())
+        }
+        hint = nearest(model_id, models) or "; no training run has snapshots"
+        raise NotFound(f"model '{model_id}' does not exist{hint}", param="model", code="model_not_found")
 
     def _get(self, job_id: str, step: int) -> Snapshot | None:
         # Parsing a manifest takes longer than everything else here, and every request on a snapshot comes by.
@@ -212,9 +221,15 @@ class SnapshotStore:
             self._read[model_id] = stamp, snapshot
         return snapshot
 
+    def _series(self, job_id: str) -> Series | None:
+        """None, too, for a run whose own is damaged: it hides no other's."""
+        with suppress(Invalid):
+            return RunSnapshots(self.runs / job_id).series()
+        return None
+
     def _jobs_of(self, name: str) -> list[str]:
         """Runs that train the adapter `name`, newest first. Their ids begin with it."""
         jobs = self.job_ids(name) if _JOB_ID.fullmatch(name) else []
-        series = {job: found for job in jobs if (found := RunSnapshots(self.runs / job).series())}
+        series = {job: found for job in jobs if (found := self._series(job))}
         mine = [job for job in series if series[job].name == name]
         return sorted(mine, key=lambda job: series[job].started, reverse=True)

@@ -15,6 +15,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from adapters.errors import BianlianError, Invalid, NotFound, Unavailable, renaming
+from adapters.regular import read_regular
 from adapters.renderer import Message
 from adapters.snapshots import RunSnapshots, Series, Snapshot, SnapshotStore, is_snapshot_id, snapshot_id
 from serving.answer import Answer
@@ -276,11 +277,12 @@ def _bounded(rows: Iterable[Row], series: Series, steps: Collection[int]) -> tup
 def _read(run: RunSnapshots) -> Probe | None:
     path = run.run / _PROBE_FILE
     try:
-        return Probe.model_validate_json(path.read_bytes())
+        return Probe.model_validate_json(read_regular(path))
     except FileNotFoundError:
         return None
-    except ValidationError as error:
-        raise Invalid(f"{path} cannot be read: {error.errors()[0]['msg']}; delete it to answer anew") from error
+    except (OSError, ValidationError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error.errors()[0]["msg"]
+        raise Invalid(f"{path} cannot be read: {reason}; delete it to answer anew") from error
 
 
 def _write(run: RunSnapshots, probe: Probe) -> None:

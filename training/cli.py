@@ -116,7 +116,7 @@ def train_command(
     loraplus_ratio: Annotated[float | None, _adapter(help="LoRA+: learning rate of B over that of A, say 16.")] = None,
     neftune_alpha: Annotated[float | None, _adapter(help="NEFTune: noise on embeddings while training, say 5.")] = None,
     beta: Annotated[
-        float | None, _adapter(help="Of dpo, kto, orpo: how much a preference may move. Default: 0.1.")
+        float | None, _adapter(help="Of dpo, kto, orpo: how much a preference may move. Default: 0.1; orpo: 1.")
     ] = None,
     learning_rate: Annotated[float | None, _optimizer(help="Default: by the base's width.")] = None,
     learning_rate_multiplier: Annotated[float | None, _optimizer(help="Of the chosen learning rate.")] = None,
@@ -181,6 +181,7 @@ def train_command(
 ) -> None:
     """Train an adapter (or, with --method full, a base) and publish it."""
     settings = load_settings(device=device)
+    settings.require_home()
     console = Console()
     given = {
         key: value
@@ -211,6 +212,7 @@ def train_command(
             announce(queue.submit(absolute(config)), settings)
         return
     finished = _run(config, resume, settings.root, settings.device, console)
+    JobQueue(settings.root).drop_snapshots(settings.snapshot_runs)
     if finished.state != "succeeded":
         console.print(finished.message, highlight=False, soft_wrap=True)
         raise typer.Exit(130)
@@ -291,7 +293,7 @@ def _read_card(path: Path | None) -> dict[str, object]:
         return {}
     try:
         card = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise Invalid(f"{path} is no persona card: {error}", param="card") from error
     if not isinstance(card, dict):
         raise Invalid(f"{path} is no persona card: it must hold an object with title, greeting, samples", param="card")
@@ -375,6 +377,8 @@ def _print_result(console: Console, finished: "Finished") -> None:
             highlight=False,
         )
     console.print(finished.message, highlight=False, soft_wrap=True)
+    if finished.warning:
+        console.print(f"warning: {finished.warning}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _main() -> None:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -22,7 +22,15 @@ Optimizer = Literal["auto", "adamw", "adamw_8bit", "paged_adamw_8bit", "paged_ad
 
 PREFERENCES: frozenset[Objective] = frozenset({"dpo", "kto", "orpo"})
 _MAX_LENGTH = 2048  # tokens, where nobody says
+# More than anybody means, and far below what a float or a counter of some library cannot hold.
+_MOST = 10**9
+Count = Annotated[int, Field(ge=1, le=_MOST)]
 _KTO_BATCH = 8
+_BETA = 0.1
+# ORPO's beta is no leash, but the weight of the odds beside the likelihood of the chosen answer, which is 1. Where a
+# model prefers neither answer, half of it reaches the gradient: at 0.1 one part in twenty, and narrow bases spend the
+# rest on learning chosen answers by heart. Derived, not measured; 1 is the largest that its authors tried.
+_ORPO_BETA = 1.0
 
 
 class TrainConfig(BaseModel):
@@ -35,16 +43,15 @@ class TrainConfig(BaseModel):
     data: tuple[Path, ...] = ()  # files; or dataset names with `dataset`
     dataset: tuple[str, ...] = ()  # names in `dataset_dir`/dataset_info.json, after LLaMA-Factory
     dataset_dir: Path | None = None
-    data_weights: tuple[
-        float, ...
-    ] = ()  # shares of the training rows, one for each of `data` and `dataset`; empty: as they are
+    # Shares of the training rows, one for each of `data` and `dataset`; empty: as they are.
+    data_weights: tuple[Annotated[float, Field(gt=0, le=_MOST)], ...] = ()
     validation_data: tuple[Path, ...] = ()  # used in place of a split
     format: Format | Literal["auto"] = "auto"
     system: str | None = None
     mask_history: bool = False  # learn only the last answer of each conversation
     thinking: bool | None = None  # learn thoughts where template and rows have them; None: if rows have them
-    max_length: int | None = Field(default=None, ge=16)
-    max_samples: int | None = Field(default=None, ge=1)  # rows taken from each file, the first ones
+    max_length: int | None = Field(default=None, ge=16, le=_MOST)
+    max_samples: Count | None = None  # rows taken from each file, the first ones
     packing: bool = False
     val_split: float = Field(default=0.1, ge=0, le=0.5)
     replay_data: tuple[Path, ...] = ()  # mixed in against forgetting
@@ -56,38 +63,38 @@ class TrainConfig(BaseModel):
     base: str = "bianlian-mini"
     method: Method = "lora"
     objective: Objective = "sft"
-    beta: float | None = Field(default=None, gt=0)  # of dpo, kto and orpo
+    beta: float | None = Field(default=None, gt=0, le=100)  # of dpo, kto and orpo
     lora_r: int = Field(default=16, ge=1, le=1024)
-    lora_alpha: int | None = Field(default=None, ge=1)
+    lora_alpha: int | None = Field(default=None, ge=1, le=65536)
     lora_dropout: float = Field(default=0.0, ge=0, lt=1)
     targets: tuple[str, ...] = ()  # empty: every linear layer of the decoder blocks
     use_rslora: bool = False
     use_dora: bool = False
     init: Initialisation = "default"
-    loraplus_ratio: float | None = Field(default=None, ge=1)  # learning rate of B over that of A
-    neftune_alpha: float | None = Field(default=None, gt=0)
+    loraplus_ratio: float | None = Field(default=None, ge=1, le=1000)  # learning rate of B over that of A
+    neftune_alpha: float | None = Field(default=None, gt=0, le=1000)
 
     # The optimizer
     epochs: float = Field(default=3.0, gt=0, le=1000)
-    max_steps: int | None = Field(default=None, ge=1)  # replaces epochs
+    max_steps: Count | None = None  # replaces epochs
     learning_rate: float | None = Field(default=None, gt=0, le=1)
     learning_rate_multiplier: float = Field(default=1.0, gt=0, le=100)  # of the chosen learning rate
     schedule: Schedule = "cosine"
-    warmup: float = Field(default=0.05, ge=0)  # below 1: a share of all steps
+    warmup: float = Field(default=0.05, ge=0, le=_MOST)  # below 1: a share of all steps
     weight_decay: float = Field(default=0.0, ge=0, le=1)
-    max_grad_norm: float = Field(default=1.0, gt=0)
+    max_grad_norm: float = Field(default=1.0, gt=0, le=_MOST)
     batch_size: int | None = Field(default=None, ge=1, le=4096)  # rows an optimizer step learns from
-    micro_batch_size: int | None = Field(default=None, ge=1)  # rows in one forward pass
+    micro_batch_size: int | None = Field(default=None, ge=1, le=4096)  # rows in one forward pass
     gradient_checkpointing: bool | None = None
     optimizer: Optimizer = "auto"
     seed: int = Field(default=0, ge=0, lt=2**32)
 
     # Meanwhile
-    save_steps: int | None = Field(default=None, ge=1)  # None: at the end of each epoch
-    eval_steps: int | None = Field(default=None, ge=1)  # None: at the end of each epoch, where there is validation data
-    early_stopping: int | None = Field(default=None, ge=1)  # evaluations in a row without a better validation loss
+    save_steps: Count | None = None  # None: at the end of each epoch
+    eval_steps: Count | None = None  # None: at the end of each epoch, where there is validation data
+    early_stopping: Count | None = None  # evaluations in a row without a better validation loss
     keep_best: bool | None = None  # publish the lowest validation loss, not the last; None: with early_stopping
-    snapshot_steps: int | None = Field(default=None, ge=0)  # 0: none; None: about eight a run
+    snapshot_steps: int | None = Field(default=None, ge=0, le=_MOST)  # 0: none; None: about eight a run
     demo_prompts: tuple[str, ...] = ()  # answered by every snapshot; empty: the card's samples, or four of our own
     card: PersonaCard = PersonaCard()
 
@@ -114,7 +121,16 @@ def parse_config(values: dict[str, object]) -> TrainConfig:
         name = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
             raise Invalid(f"unknown option '{name}'{nearest(name, TrainConfig.model_fields)}", param=name) from error
-        raise Invalid(f"{name}: {first['msg']} (got {first['input']!r})", param=name) from error
+        raise Invalid(f"{name}: {first['msg']} (got {_shown(first['input'])})", param=name) from error
+
+
+def _shown(value: object) -> str:
+    """A value that may be as long as somebody likes."""
+    try:
+        text = repr(value)
+    except ValueError:  # of an integer with thousands of digits
+        return "a number with too many digits"
+    return text if len(text) <= 80 else f"{text[:80]}…"
 
 
 @dataclass(frozen=True)
@@ -164,6 +180,7 @@ def plan_for(
             param="batch_size",
         )
     alpha, alpha_reason = _alpha(config)
+    beta, beta_reason = _beta(config)
     optimizer, optimizer_reason = _optimizer(config, on_cuda)
     checkpointing, checkpointing_reason = _checkpointing(config, hidden_size)
     reasons = {
@@ -175,7 +192,7 @@ def plan_for(
         "packing": packing_reason,
         "optimizer": optimizer_reason,
         "gradient_checkpointing": checkpointing_reason,
-        "beta": "the usual strength of preferences" if config.objective in PREFERENCES and not config.beta else "",
+        "beta": beta_reason,
     }
     return Plan(
         learning_rate=rate,
@@ -186,7 +203,7 @@ def plan_for(
         gradient_checkpointing=checkpointing,
         packing=packing,
         optimizer=optimizer,
-        beta=config.beta or 0.1,
+        beta=beta,
         reasons={name: reason for name, reason in reasons.items() if reason},
     )
 
@@ -206,6 +223,13 @@ def auto_learning_rate(hidden_size: int) -> float:
 
     Gives 3.2e-3 for hidden 320 and 1e-4 for 4096. Narrow models need, and bear, larger steps."""
     return float(f"{min(4e-3, max(1e-4, 2e-4 * (2048 / hidden_size) ** 1.5)):.2g}")
+
+
+def chosen_learning_rate(config: TrainConfig, hidden_size: int) -> float:
+    """What `auto` stands for, whatever `config` asks for."""
+    return _learning_rate(
+        config.model_copy(update={"learning_rate": None, "learning_rate_multiplier": 1.0}), hidden_size
+    )[0]
 
 
 def auto_batch_size(rows: int, epochs: float) -> int:
@@ -228,8 +252,8 @@ def _learning_rate(config: TrainConfig, hidden_size: int) -> tuple[float, str]:
         reasons.append(f"for hidden size {hidden_size} (narrower bases bear larger steps)")
         for applies, share, why in (
             (config.method == "full", 0.1, "a tenth, since all weights move and not a few in their place"),
-            # ORPO learns the language of the chosen answers too, and takes the steps of sft.
             (config.objective in ("dpo", "kto"), 0.1, "a tenth, since preferences drive a model out of its language"),
+            # ORPO learns the language of the chosen answers too, and takes the steps of sft.
         ):
             if applies:
                 rate, reasons = rate * share, [*reasons, why]
@@ -271,6 +295,14 @@ def _alpha(config: TrainConfig) -> tuple[int, str]:
     if config.use_rslora:
         return max(1, round(2 * math.sqrt(config.lora_r))), "twice the root of the rank: rsLoRA divides by the root"
     return 2 * config.lora_r, "twice the rank"
+
+
+def _beta(config: TrainConfig) -> tuple[float, str]:
+    if config.beta or config.objective not in PREFERENCES:
+        return config.beta or _BETA, ""
+    if config.objective == "orpo":
+        return _ORPO_BETA, "so that the odds of the two answers count beside learning the chosen one"
+    return _BETA, "the usual strength of preferences"
 
 
 def _packing(config: TrainConfig, packed_rows: int | None) -> tuple[bool, str]:

@@ -20,7 +20,11 @@ _LISTED = 10  # findings of a kind shown on a terminal; --json has all
 
 FilesArgument = Annotated[
     list[str] | None,
-    typer.Argument(help="Data files, or dataset_info.json:NAME.", metavar="FILE", show_default=False),
+    typer.Argument(
+        help="Data files, dataset_info.json:NAME, or hub ids as --data takes them (hf:owner/name).",
+        metavar="FILE",
+        show_default=False,
+    ),
 ]
 FormatOption = Annotated[str, typer.Option(help=f"auto, {', '.join(FORMATS)}.")]
 BaseOption = Annotated[str | None, typer.Option(help="Bundled name, directory, or hub id of the base model.")]
@@ -131,24 +135,28 @@ def convert_command(
 
 @data_cli.command("split")
 def split_command(
-    file: Annotated[Path, typer.Argument(help="A data file.", show_default=False)],
+    file: Annotated[str, typer.Argument(help="A data file, or hf:owner/name.", show_default=False)],
     share: Annotated[float, typer.Option(help="Of the rows, for validation.")] = 0.1,
     seed: Annotated[int, typer.Option(help="Decides which.")] = 0,
     out: Annotated[Path, typer.Option(help="Directory to write to.")] = Path("."),
 ) -> None:
     """Write a file's rows as two files, for training and validation. Equal rows stay together, unchanged."""
     from training.convert import split_file
+    from training.hub_data import local_files
 
-    for path, rows in split_file(file, share, seed, out):
-        typer.echo(f"{path}: {rows} rows")
+    for local in local_files([file]):
+        for path, rows in split_file(local, share, seed, out):
+            typer.echo(f"{path}: {rows} rows")
 
 
 def _config(
     files: list[str] | None, dataset: str | None, dataset_dir: Path | None, base: str | None, values: dict[str, object]
 ) -> TrainConfig:
+    from training.hub_data import local_files
+
     # One argument may name several, as --data does.
     named = {
-        "data": [part for file in files or () for part in file.split(",") if part],
+        "data": local_files([part for file in files or () for part in file.split(",") if part]),
         "dataset": [part.strip() for part in (dataset or "").split(",") if part.strip()],
         "dataset_dir": dataset_dir,
     }

@@ -5,8 +5,8 @@ Report; what is wrong with it is refused there. How files are read and rows unde
 `formats.py`; what pairs of answers become to `preferences.py`."""
 
 import hashlib
+import json
 import random
-import re
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -240,8 +240,8 @@ class _Rendering:
         self.reasoning_left_out = 0
 
     def conversation(self, source: int, example: Example) -> None:
-        if reason := unusable(example.messages, example.uses_tools, self.renderer):
-            self.bad.append(BadRow(example.place, "", reason))
+        if found := unusable(example.messages, example.fields, example.uses_tools, self.renderer):
+            self.bad.append(BadRow(example.place, *found))
             return
         thinks = example.has_reasoning and self.learns_thoughts
         try:
@@ -274,7 +274,7 @@ class _Rendering:
         """A document and its end of text, cut into rows of max_length. Short ones share rows when they are packed,
         without reading each other."""
         if found := control_token([document.text], self.renderer):
-            self.bad.append(BadRow(document.place, "", found))
+            self.bad.append(BadRow(document.place, "text", found))
             return
         ids = self._tokens(document.text)
         self.good += 1
@@ -330,24 +330,40 @@ def fit(row: TrainingRow, max_length: int, stop_token_ids: frozenset[int]) -> Tr
     return None
 
 
-def unusable(messages: Sequence[Message], uses_tools: bool, renderer: ChatRenderer) -> str:
-    """Why the base cannot be trained on these messages; "" when it can."""
+def unusable(
+    messages: Sequence[Message], fields: Sequence[str], uses_tools: bool, renderer: ChatRenderer
+) -> tuple[str, str] | None:
+    """(field, reason) when the base cannot be trained on these messages, which are from `fields` of a row; None when it
+    can."""
     if uses_tools and not renderer.has_tools:
         return (
+            "tools",
             "uses tools, and the base's chat template has no place for them; train a base whose template has, "
-            "or leave such rows out"
+            "or leave such rows out",
         )
     # What others say is disarmed by the renderer, here as in serving; the model's own words are not.
-    own = [message for message in messages if message["role"] == "assistant"]
-    texts = [text for message in own for text in (message["content"], message.get("reasoning_content", ""))]
-    return control_token(texts, renderer)
+    for message, field in zip(messages, fields, strict=True):
+        if message["role"] == "assistant" and (found := control_token(_own_words(message), renderer)):
+            return field, found
+    return None
+
+
+def _own_words(message: Message) -> Iterator[str]:
+    yield message["content"]
+    yield message.get("reasoning_content", "")
+    for call in message.get("tool_calls", []):
+        yield json.dumps(call["function"], ensure_ascii=False)
 
 
 def control_token(texts: Iterable[str], renderer: ChatRenderer) -> str:
     """Says which control token of the base is spelled out in one of the texts; "" when none is."""
-    pattern = re.compile("|".join(re.escape(str(token)) for token in renderer.tokenizer.all_special_tokens) or r"(?!)")
-    found = next((match for text in texts if (match := pattern.search(text))), None)
-    return f"contains {found[0]}, which the base reads as a control token" if found else ""
+    found = next((token for text in texts for token in renderer.special_texts if token in text), None)
+    if found is None:
+        return ""
+    return (
+        f"contains {found}, which the base reads as a control token, so that it would learn to write one; spell it "
+        "otherwise, or leave the row out"
+    )
 
 
 def _learns_to_stop(row: TrainingRow, stop_token_ids: frozenset[int]) -> bool:

@@ -188,7 +188,7 @@ def _read_list(info: Path) -> Mapping[str, Any]:
         listed = json.loads(info.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise NotFound(f"{info} does not exist", param="dataset") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise Invalid(f"{info} cannot be read: {error}", param="dataset") from error
     if not isinstance(listed, Mapping):
         raise Invalid(

@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from training.files import BadKind, BadRow, Object, Place, json_type
+from training.files import BadKind, BadRow, Object, Place, half_pair, json_reason, json_type
 
 
 class RowError(Exception):
@@ -53,7 +53,9 @@ def parsed(value: Any, where: str, what: str) -> Any:
     if not isinstance(value, str):
         return value
     try:
-        return json.loads(value)
-    except (json.JSONDecodeError, RecursionError) as error:
-        reason = error.msg if isinstance(error, json.JSONDecodeError) else "nested too deeply"
-        raise RowError(where, f"{what} must be JSON, but: {reason} ({value[:40]!r})") from None
+        read = json.loads(value)
+    except (ValueError, RecursionError) as error:
+        raise RowError(where, f"{what} must be JSON, but: {json_reason(error)} ({value[:40]!r})") from None
+    if found := half_pair(read, where):
+        raise RowError(*found)
+    return read

@@ -122,11 +122,11 @@ def _jsonl_objects(path: Path, text: str) -> Iterator[tuple[Place, Object] | Bad
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
             _refuse_spread_object(place, text, start)
-            yield BadRow(place, "", f"not JSON: {_json_reason(error)}", "syntax")
+            yield BadRow(place, "", f"not JSON: {json_reason(error)}", "syntax")
             continue
         if isinstance(row, list) and number == 1:
             raise Invalid(f"{place}: a JSON array, not one object a line; rename the file to .json", param="data")
-        yield _object(place, row)
+        yield _object(place, row, line)
 
 
 def _refuse_spread_object(place: Place, text: str, start: int) -> None:
@@ -136,7 +136,7 @@ def _refuse_spread_object(place: Place, text: str, start: int) -> None:
         return
     try:
         _, end = json.JSONDecoder().raw_decode(text, start)
-    except (json.JSONDecodeError, RecursionError):
+    except (ValueError, RecursionError):
         return
     last = place.line + text.count("\n", start, end)
     raise Invalid(
@@ -154,7 +154,7 @@ def _json_objects(path: Path, text: str) -> Iterator[tuple[Place, Object] | BadR
         if not scan.peek():
             if isinstance(value, Mapping) and not all(isinstance(inner, Mapping) for inner in value.values()):
                 raise scan.wrong("one object where an array of rows is wanted; put it in [ ]", at=0)
-            yield _object(Place(str(path), 1), value)
+            yield _object(Place(str(path), 1), value, text)
             return
         raise scan.wrong("text after the first value: this looks like one object a line; rename the file to .jsonl")
     scan.take("[")
@@ -162,8 +162,9 @@ def _json_objects(path: Path, text: str) -> Iterator[tuple[Place, Object] | BadR
     while scan.peek() != "]":
         number += 1
         place = Place(str(path), scan.line, number if scan.line == last_line else None)
-        last_line = scan.line
-        yield _object(place, scan.value())
+        last_line, start = scan.line, scan.position
+        value = scan.value()
+        yield _object(place, value, text[start : scan.position])
         if scan.peek() != "]":
             scan.take(",")
     scan.take("]")
@@ -200,7 +201,7 @@ class _Scan:
         try:
             value, end = self._decoder.raw_decode(self.text, self.position)
         except (ValueError, RecursionError) as error:
-            raise self.wrong(f"not JSON: {_json_reason(error)}", at=getattr(error, "pos", None)) from error
+            raise self.wrong(f"not JSON: {json_reason(error)}", at=getattr(error, "pos", None)) from error
         self._move(end)
         return value
 
@@ -213,16 +214,39 @@ class _Scan:
         self.position = position
 
 
-def _json_reason(error: ValueError | RecursionError) -> str:
+def json_reason(error: ValueError | RecursionError) -> str:
+    """Why `json.loads` raised."""
     if isinstance(error, json.JSONDecodeError):
         return f"{error.msg} at column {error.colno}"
     return "nested too deeply" if isinstance(error, RecursionError) else "a number with too many digits"
 
 
-def _object(place: Place, value: Any) -> tuple[Place, Object] | BadRow:
-    if isinstance(value, Mapping):
-        return place, value
-    return BadRow(place, "", f"expected an object, found {json_type(value)}", "syntax")
+def _object(place: Place, value: Any, spelled: str) -> tuple[Place, Object] | BadRow:
+    """A row, of which `spelled` is the JSON."""
+    if not isinstance(value, Mapping):
+        return BadRow(place, "", f"expected an object, found {json_type(value)}", "syntax")
+    if "\\ud" in spelled.lower() and (found := half_pair(value)) is not None:  # the only spelling of a surrogate
+        return BadRow(place, *found)
+    return place, value
+
+
+def half_pair(value: Any, where: str = "") -> tuple[str, str] | None:
+    """(field, reason) of the first text in a JSON value with half of a surrogate pair, which no file and no model can
+    take; None when there is none."""
+    match value:
+        case str():
+            half = next((character for character in value if "\ud800" <= character <= "\udfff"), None)
+            reason = "is half of a surrogate pair and no character; write the whole pair, or the character itself"
+            return (where, f"\\u{ord(half):04x} {reason}") if half else None
+        case Mapping():
+            inside = ((one, f"{where}.{key}" if where else str(key)) for key, one in value.items())
+            if any(half_pair(str(key)) for key in value):
+                return where, "the name of a field has half of a surrogate pair; leave the field out"
+        case list():
+            inside = ((one, f"{where}[{number}]") for number, one in enumerate(value, 1))
+        case _:
+            return None
+    return next((found for one, place in inside if (found := half_pair(one, place))), None)
 
 
 def _csv_objects(path: Path, text: str, delimiter: str) -> Iterator[tuple[Place, Object] | BadRow]:
@@ -265,7 +289,7 @@ _JSON_COLUMNS = {
 
 def _cell(name: str, cell: str) -> Any:
     if name in _JSON_COLUMNS:
-        with suppress(json.JSONDecodeError):
+        with suppress(ValueError, RecursionError):  # then it is text, and the field's parser says what it wants
             return json.loads(cell.lower() if name in ("label", "kto_tag") else cell)
     return cell
 
@@ -275,10 +299,11 @@ def _parquet_objects(path: Path, content: bytes) -> Iterator[tuple[Place, Object
     import pyarrow.parquet
 
     try:
-        table = pyarrow.parquet.read_table(pyarrow.BufferReader(content))
-    except (pyarrow.ArrowInvalid, OSError) as error:
-        raise Invalid(f"{path}: not a Parquet file ({str(error).splitlines()[0]})", param="data") from error
-    for number, row in enumerate(table.to_pylist(), 1):
+        rows = pyarrow.parquet.read_table(pyarrow.BufferReader(content)).to_pylist()
+    except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise Invalid(f"{path}: not a Parquet file that can be read ({reason})", param="data") from error
+    for number, row in enumerate(rows, 1):
         yield Place(str(path), number), {key: value for key, value in row.items() if value is not None}
 
 

@@ -25,6 +25,7 @@ from pydantic import (
 
 from adapters.errors import BianlianError, Invalid, NotFound, renaming
 from adapters.manifest import check_name
+from adapters.regular import read_regular
 from training.config import Objective, TrainConfig, parse_config
 from training.files import SUFFIXES, BadRow
 from training.formats import DataFile, PreferencePair, read_data
@@ -32,6 +33,7 @@ from training.jobs import Job, JobQueue
 from training.journal import Journal, RunConfig, new_job_id
 from training.messages_file import validate_messages_file
 from training.report import MAX_BAD_SHARE
+from training.uploads import as_uploaded, keep_names
 
 log = logging.getLogger(__name__)
 
@@ -200,12 +202,14 @@ class FineTuning:
         places = [directory / f"training{_suffix(training_name)}"]
         if validation:
             places.append(directory / f"validation{_suffix(validation[1])}")
+        names = [training_name, *([validation[1]] if validation else [])]
         config = _config(request, name, self._bases[request.model], places)
         directory.mkdir(parents=True)
         try:
             # The run keeps what it learns from, whatever becomes of the upload.
             for source, place in zip([training, *([validation[0]] if validation else [])], places, strict=True):
                 _link(source, place)
+            keep_names(directory, {place.name: name for place, name in zip(places, names, strict=True)})
             (directory / REQUEST_FILE).write_text(request.model_dump_json(indent=2) + "\n", encoding="utf-8")
             journal = Journal.create(self.queue.runs, RunConfig(train=config), job_id=job_id, state="validating")
         except BaseException:
@@ -228,7 +232,7 @@ def read_request(journal: Journal) -> FineTuningRequest | None:
     """None for a run that was not asked for over HTTP, or whose request was damaged since: its configuration says the
     same in our words."""
     try:
-        return FineTuningRequest.model_validate_json((journal.directory / REQUEST_FILE).read_bytes())
+        return FineTuningRequest.model_validate_json(read_regular(journal.directory / REQUEST_FILE))
     except FileNotFoundError:
         return None
     except (OSError, ValidationError):
@@ -237,8 +241,8 @@ def read_request(journal: Journal) -> FineTuningRequest | None:
 
 
 def check_files(journal: Journal) -> None:
-    """Raises Invalid, naming training_file or validation_file and the lines, when a run's files will not do. Reads them
-    whole."""
+    """Raises Invalid, naming training_file or validation_file, the files as they were uploaded and the lines, when a
+    run's files break the rules for them. Reads them whole, and no base."""
     request = read_request(journal)
     if request is None:
         return
@@ -248,7 +252,7 @@ def check_files(journal: Journal) -> None:
             try:
                 rows = _check_file(path, config)
             except BianlianError as error:
-                message = error.message.replace(str(path), getattr(request, param))
+                message = as_uploaded(journal.directory, error.message)
                 raise Invalid(message, param=param, code=f"invalid_{param}") from error
             if param == "training_file" and rows < FEW_ROWS:
                 journal.note(f"only {rows} rows to learn from; OpenAI asks for {FEW_ROWS} or more", level="warn")

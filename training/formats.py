@@ -5,7 +5,7 @@ numbers (`files.py`); lists of turns (`turns.py`); tokens, splits and statistics
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -30,6 +30,7 @@ class Example:
     learn: tuple[bool, ...]
     place: Place
     tools: tuple[dict[str, Any], ...] = ()
+    fields: tuple[str, ...] = field(default=(), compare=False)  # where in the row each message is from
 
     @property
     def has_reasoning(self) -> bool:
@@ -44,7 +45,10 @@ class Example:
         if self.messages[0]["role"] == "system":
             return self
         return replace(
-            self, messages=(Message(role="system", content=system), *self.messages), learn=(False, *self.learn)
+            self,
+            messages=(Message(role="system", content=system), *self.messages),
+            learn=(False, *self.learn),
+            fields=("", *self.fields),
         )
 
     def with_last_answer(self) -> "Example":
@@ -63,6 +67,7 @@ class PreferencePair:
     place: Place
     tools: tuple[dict[str, Any], ...] = ()
     left_out_reasoning: bool = False  # the row has thoughts, which preferences are not learned with
+    fields: tuple[str, str] = field(default=("chosen", "rejected"), compare=False)  # where the answers are from
 
 
 @dataclass(frozen=True)
@@ -237,7 +242,9 @@ def _qa(row: Object, place: Place) -> Example:
 def _answered(row: Object, query: str, answer: str, place: Place) -> Example:
     """System message, history, one more question and the answer in field `answer`."""
     thoughts = next((text_of(row, name, required=False) for name in _REASONING if row.get(name)), "")
-    return _example([*_opening(row), user(query), assistant(text_of(row, answer), thoughts)], row, place)
+    opening = _opening(row)
+    fields = [*(["history"] * len(opening)), "", answer]
+    return _example([*opening, user(query), assistant(text_of(row, answer), thoughts)], row, place, fields)
 
 
 def _sharegpt(row: Object, place: Place) -> Example:
@@ -252,10 +259,10 @@ def _messages(row: Object, place: Place) -> Example:
 
 def _conversation(row: Object, field: str, place: Place) -> Example:
     turns = read_turns(row[field], field)
-    messages, weights = turns.messages, turns.weights
-    if messages[0]["role"] != "system":
-        messages, weights = [*system_of(row), *messages], [*([None] * len(system_of(row))), *weights]
-    return _example(messages, row, place, weights, field)
+    before = system_of(row) if turns.messages[0]["role"] != "system" else []
+    fields = [*([""] * len(before)), *turns.fields]
+    weights = [*([None] * len(before)), *turns.weights]
+    return _example([*before, *turns.messages], row, place, fields, weights, field)
 
 
 def _dpo(row: Object, place: Place) -> PreferencePair:
@@ -275,7 +282,7 @@ def _dpo(row: Object, place: Place) -> PreferencePair:
         prompt = before
     if not prompt:
         raise RowError("prompt", "is missing: what do the two answers answer?")
-    return _preference(row, prompt, chosen, rejected, place)
+    return _preference(row, prompt, chosen, rejected, place, names)
 
 
 def _kto(row: Object, place: Place) -> PreferencePair:
@@ -289,13 +296,19 @@ def _kto(row: Object, place: Place) -> PreferencePair:
     else:
         messages = list((_alpaca if "instruction" in row else _query_response)(row, place).messages)
     *prompt, last = messages
+    answer = turns or "response"
     if last["role"] != "assistant" or not prompt:
-        raise RowError(turns or "response", "must end with the assistant's answer to something")
-    return _preference(row, prompt, last if row[tag] else None, None if row[tag] else last, place)
+        raise RowError(answer, "must end with the assistant's answer to something")
+    return _preference(row, prompt, last if row[tag] else None, None if row[tag] else last, place, (answer, answer))
 
 
 def _preference(
-    row: Object, prompt: list[Message], chosen: Message | None, rejected: Message | None, place: Place
+    row: Object,
+    prompt: list[Message],
+    chosen: Message | None,
+    rejected: Message | None,
+    place: Place,
+    fields: tuple[str, str],
 ) -> PreferencePair:
     _refuse_media(row)
     asked = row.get("input")
@@ -312,6 +325,7 @@ def _preference(
         place,
         read_tools(row.get("tools") or (asked.get("tools") if isinstance(asked, Mapping) else None)),
         any("reasoning_content" in answer for answer in answers),
+        fields,
     )
 
 
@@ -338,6 +352,7 @@ def _example(
     messages: list[Message],
     row: Object,
     place: Place,
+    fields: Sequence[str],
     weights: Sequence[bool | None] | None = None,
     field: str = "history",
 ) -> Example:
@@ -361,7 +376,7 @@ def _example(
     if messages[-1]["role"] != "assistant":
         raise RowError(field, f"ends with a {messages[-1]['role']} turn that nothing answers")
     _refuse_media(row)
-    return Example(tuple(messages), tuple(learn), place, read_tools(row.get("tools")))
+    return Example(tuple(messages), tuple(learn), place, read_tools(row.get("tools")), tuple(fields))
 
 
 def _refuse_media(row: Object) -> None:

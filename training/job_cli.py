@@ -21,7 +21,8 @@ def list_command(
     state: Annotated[str | None, typer.Option(help="Only runs in this state.")] = None,
 ) -> None:
     """All runs, the oldest first."""
-    jobs = [job for job in _watched(_queue()) if state in (None, job.status.state)]
+    queue = _queue()
+    jobs = [job for job in _watched(queue) if state in (None, job.status.state)]
     table = Table("run", "state", "step", "left", "base", "result", box=None, pad_edge=False)
     for job in jobs:
         table.add_row(
@@ -35,6 +36,8 @@ def list_command(
     console = Console()
     # A program that reads this wants whole names, however narrow the terminal that is not there.
     Console(width=console.width if console.is_terminal else 200).print(table)
+    for run, reason in sorted(queue.damaged.items()):
+        typer.echo(f"damaged, and left out: {run} ({reason})", err=True)
 
 
 @jobs_cli.command("show")
@@ -97,34 +100,53 @@ def logs_command(
 @jobs_cli.command("cancel")
 def cancel_command(job: JobArgument) -> None:
     """Stop a run for good, after its step; its checkpoints stay."""
-    _say(_queue().cancel(job), "cancelled")
+    _say(_queue(writable=True).cancel(job), "cancelled")
 
 
 @jobs_cli.command("pause")
 def pause_command(job: JobArgument) -> None:
     """Stop a run after its step, with a checkpoint: its process ends, its memory is free."""
-    _say(_queue().pause(job), "paused")
+    _say(_queue(writable=True).pause(job), "paused")
 
 
 @jobs_cli.command("resume")
 def resume_command(job: JobArgument) -> None:
     """Queue a paused, failed or cancelled run again; it goes on from its last checkpoint."""
     settings = load_settings()
-    resumed = JobQueue(settings.root).resume(job)
+    resumed = JobQueue(settings.require_home()).resume(job)
     announce(resumed, settings)
+
+
+@jobs_cli.command("remove")
+def remove_command(
+    jobs: Annotated[list[str], typer.Argument(metavar="JOB...", help="Runs that do not run.")],
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+) -> None:
+    """Delete runs with their data, checkpoints and snapshots. What they published stays in the store."""
+    if not yes:
+        typer.confirm(f"delete {', '.join(jobs)}?", abort=True)
+    queue = _queue(writable=True)
+    for job in jobs:
+        queue.remove(job)
+        typer.echo(f"deleted {job}")
 
 
 def announce(job: Job, settings: Settings) -> None:
     """Say that `job` waits, and see to it that somebody starts it."""
     server = is_supervised(settings.root)
     if not server:
-        supervise_apart(settings.root, device=settings.device, max_running=max(1, settings.max_running_jobs))
+        supervise_apart(
+            settings.root,
+            device=settings.device,
+            max_running=max(1, settings.max_running_jobs),
+            snapshot_runs=settings.snapshot_runs,
+        )
     by = "the server on this home starts it" if server else "a process of its own works off the queue"
     typer.echo(f"run {job.id} is queued; {by}. Follow it with: bianlian jobs logs --follow {job.id}")
 
 
-def _queue() -> JobQueue:
-    return JobQueue(load_settings().root)
+def _queue(*, writable: bool = False) -> JobQueue:
+    return JobQueue(load_settings().require_home(writable=writable))
 
 
 def _watched(queue: JobQueue) -> list[Job]:

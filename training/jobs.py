@@ -12,27 +12,29 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from adapters.errors import BianlianError, Conflict, Invalid, NotFound
+from adapters.aliases import AliasStore
+from adapters.errors import BianlianError, Conflict, NotFound
 from adapters.settings import Device
+from adapters.snapshots import RunSnapshots, Snapshot
+from adapters.store import AdapterStore
 from training.config import TrainConfig
 from training.journal import FINISHED, STATUS_FILE, Journal, Process, RunConfig, State, Status
 from training.nice import be_nice
 
 POLL_S = 0.5
+MAX_VALIDATING = 2  # at once: a huge file does not hold up a small one
 RETRY_S = 10.0
 LOG_FILE = "output.log"
 STOPPABLE: tuple[State, ...] = ("validating", "queued", "running", "paused")
 RESUMABLE: tuple[State, ...] = ("paused", "failed", "cancelled")
 _SUPERVISOR_LOCK = ".supervisor"
 
-Check = Callable[[Journal], None]
 _Stamp = tuple[int, int]  # inode and time of change in ns of a status
-_VALIDATING: tuple[State, ...] = ("validating",)
 log = logging.getLogger(__name__)
 
 
@@ -60,7 +62,7 @@ class JobQueue:
         self.root = root
         self.runs = root.absolute() / "runs"
         self._known: dict[Path, tuple[_Stamp, Job]] = {}
-        self._unreadable: set[Path] = set()
+        self.damaged: dict[str, str] = {}  # runs that `all` had to leave out, and why
 
     def submit(self, config: TrainConfig) -> Job:
         """A new run at the end of the queue."""
@@ -69,8 +71,14 @@ class JobQueue:
         return self.get(journal.job_id)
 
     def all(self) -> list[Job]:
-        """Oldest first. A directory that is no run, or is being deleted, is passed over."""
-        found = {path.parent: self._read(path.parent) for path in self.runs.glob(f"*/{STATUS_FILE}")}
+        """Oldest first. A directory that is no run, or is being deleted, is passed over; one that cannot be read is in
+        `damaged`."""
+        try:
+            directories = [self.runs / name for name in os.listdir(self.runs)]
+        except FileNotFoundError:
+            directories = []
+        found = {directory: self._read(directory) for directory in directories}
+        self.damaged = {run: reason for run, reason in self.damaged.items() if (self.runs / run).exists()}
         self._known = known = {directory: item for directory, item in found.items() if item}
         return sorted((job for _, job in known.values()), key=lambda job: (job.config.created, job.id))
 
@@ -93,24 +101,62 @@ class JobQueue:
         NotFound, and Conflict for a run that waits, runs or has succeeded."""
         job = self.get(job_id)
         state = "queued" if job.status.started else "validating"
-        job.journal.update(only=RESUMABLE, state=state, message="", code=None, param=None, finished=None)
+        cleared = dict.fromkeys(("code", "param", "finished", "process"))
+        job.journal.update(only=RESUMABLE, state=state, message="", **cleared)
         job.journal.note("resumed; it goes on from its last checkpoint when its turn comes")
         return self.get(job_id)
 
+    def remove(self, job_id: str) -> None:
+        """Delete a run's directory; what it published stays. Raises NotFound, and Conflict for a run that waits or
+        runs, or one with a snapshot that an alias points at."""
+        job = self.get(job_id)
+        self.note_dead([job])
+        job = self.get(job_id)
+        if job.status.state in ("validating", "queued", "running"):
+            raise Conflict(f"run {job_id} is {job.status.state}; cancel it first", code="job_running")
+        self._aliases.require_unused(lambda model: model.startswith(f"{job_id}:"))
+        job.journal.remove()
+
+    def drop_snapshots(self, keep: int, in_use: Callable[[Snapshot], bool] = lambda snapshot: False) -> None:
+        """Delete the snapshots of finished runs but the `keep` that finished last. Those that are `in_use` stay, and
+        those that an alias points at, by the run's id or by the adapter's name."""
+        finished = [job for job in self.all() if job.finished and job.status.finished]
+        finished.sort(key=lambda job: (job.status.finished or job.config.created, job.id), reverse=True)
+        pointed_at = {target.model for alias in self._aliases.all() for target in alias.targets}
+        for job in finished[keep:]:
+            names = (job.id, job.config.train.name)
+            try:
+                for snapshot in RunSnapshots(job.journal.directory).all():
+                    if not in_use(snapshot) and not {f"{name}:step-{snapshot.step}" for name in names} & pointed_at:
+                        RunSnapshots(job.journal.directory).remove(snapshot.step)
+            except (OSError, BianlianError) as error:
+                self.note_damaged(job.id, error)
+
+    @property
+    def _aliases(self) -> AliasStore:
+        return AliasStore(AdapterStore(self.root / "store"))
+
     def note_dead(self, jobs: Iterable[Job], exits: dict[int, int] | None = None) -> None:
-        """Mark running runs whose process is gone as failed. `exits` has exit codes by process number, as far as they
-        are known."""
+        """Mark runs whose process is gone as failed: the one that runs them, or the one that validates their files.
+        `exits` has exit codes by process number, as far as they are known."""
         for job in jobs:
-            if job.status.state != "running" or job.journal.is_alive(job.status):
+            if job.status.state not in ("running", "validating") or job.status.process is None:
                 continue
-            assert job.status.process is not None  # Status sees to it
+            if job.journal.is_alive(job.status):
+                continue
             message, code = _why_dead(job, (exits or {}).get(job.status.process.pid))
-            with job.journal.locked():  # the process may have said more with its last breath
-                if job.journal.status() != job.status:
-                    continue
-                dead = job.status.changed(state="failed", message=message, code=code, finished=datetime.now(UTC))
-                job.journal.note(message, level="error", data={"code": code})
-                job.journal.set_status(dead)
+            try:
+                self._note_dead(job, message, code)
+            except (OSError, BianlianError) as error:
+                self.note_damaged(job.id, error)
+
+    def _note_dead(self, job: Job, message: str, code: str) -> None:
+        with job.journal.locked():  # the process may have said more with its last breath
+            if job.journal.status() != job.status:
+                return
+            dead = job.status.changed(state="failed", message=message, code=code, finished=datetime.now(UTC))
+            job.journal.note(message, level="error", data={"code": code})
+            job.journal.set_status(dead)
 
     def _stop(self, job_id: str, state: State) -> Job:
         job = self.get(job_id)
@@ -138,24 +184,39 @@ class JobQueue:
                 journal = Journal(directory)
                 known = (stamp, Job(journal, journal.config(), journal.status()))
             return known
-        except (FileNotFoundError, NotFound):
+        except (FileNotFoundError, NotADirectoryError, NotFound):
             return None
         except (OSError, BianlianError) as error:
-            if directory not in self._unreadable:  # once, and not at every look
-                self._unreadable.add(directory)
-                log.warning("run %s cannot be read: %s", directory.name, error)
+            self.note_damaged(directory.name, error)
             return None
+
+    def note_damaged(self, job_id: str, error: Exception) -> None:
+        """Said once, and not at every look."""
+        if job_id not in self.damaged:
+            log.warning("run %s is damaged and left out: %s", job_id, error)
+        self.damaged[job_id] = str(error)
 
 
 class Supervisor:
     """Starts queued runs of one home, at most `max_running` at once, those in somebody's terminal counted. One
     supervisor a home works at a time; others wait for its lock, which goes with its process."""
 
-    def __init__(self, queue: JobQueue, *, max_running: int = 1, device: Device = "auto", check: Check | None = None):
+    def __init__(
+        self,
+        queue: JobQueue,
+        *,
+        max_running: int = 1,
+        device: Device = "auto",
+        snapshot_runs: int | None = None,
+        in_use: Callable[[Snapshot], bool] = lambda snapshot: False,
+    ):
+        """`snapshot_runs` finished runs keep their snapshots, None: all; of the others, those that are `in_use`."""
         self.queue = queue
         self._max_running = max_running
         self._device = device
-        self._check = check or (lambda journal: None)
+        self._snapshot_runs = snapshot_runs
+        self._in_use = in_use
+        self._swept = False
         self._children: dict[int, subprocess.Popen[bytes]] = {}
 
     async def watch(self, *, until_empty: bool = False) -> None:
@@ -174,51 +235,39 @@ class Supervisor:
                 await asyncio.sleep(RETRY_S)
 
     def step(self) -> None:
-        """Notice what has ended, check what is new, start what may start."""
+        """Notice what has ended, start what may start: validations and runs. Waits for neither."""
         exits = {pid: code for pid, child in self._children.items() if (code := child.poll()) is not None}
         jobs = self.queue.all()
         self.queue.note_dead(jobs, exits)
         for pid in exits:
             del self._children[pid]
-        for job in jobs:
-            if job.status.state == "validating":
-                self._validate(job)
+        if self._snapshot_runs is not None and (exits or not self._swept):
+            self.queue.drop_snapshots(self._snapshot_runs, self._in_use)
+            self._swept = True
         jobs = self.queue.all()
+        validating = [job for job in jobs if job.status.state == "validating"]
+        new = [job for job in validating if job.status.process is None]
+        for job in new[: max(0, MAX_VALIDATING - (len(validating) - len(new)))]:
+            self._try_to_start(job, "validating", "training.validate")
         free = self._max_running - sum(job.status.state == "running" for job in jobs)
         for job in [job for job in jobs if job.status.state == "queued"][: max(0, free)]:
-            self._start(job)
+            self._try_to_start(job, "queued", "training.job", self._device)
 
-    def _validate(self, job: Job) -> None:
+    def _try_to_start(self, job: Job, waiting: State, module: str, *arguments: str) -> None:
         try:
-            self._check(job.journal)
-        except Exception as caught:
-            error = caught
-            if not isinstance(error, BianlianError):  # a fault of ours must not hold up the queue for ever
-                log.exception("the files of run %s cannot be checked", job.id)
-                error = Invalid(f"the files cannot be checked: {caught}", param="training_file")
-            job.journal.note(error.message, level="error", data={"code": error.code})
-            with suppress(Conflict):  # cancelled meanwhile
-                job.journal.update(
-                    only=_VALIDATING,
-                    state="failed",
-                    message=error.message,
-                    code=error.code,
-                    param=error.param,
-                    finished=datetime.now(UTC),
-                )
-        else:
-            with suppress(Conflict):
-                job.journal.update(only=_VALIDATING, state="queued")
-                job.journal.note("files validated; queued")
+            self._start(job, waiting, module, *arguments)
+        except (OSError, BianlianError) as error:  # one directory that takes no files holds up nobody else
+            self.queue.note_damaged(job.id, error)
 
-    def _start(self, job: Job) -> None:
+    def _start(self, job: Job, waiting: State, module: str, *arguments: str) -> None:
+        """A process for a run that is `waiting` still."""
         journal = job.journal
         with journal.locked():
             status = journal.status()
-            if status.state != "queued":  # cancelled meanwhile
+            if status.state != waiting or (waiting == "validating" and status.process):  # cancelled meanwhile, or begun
                 return
             journal.forget_wish()
-            command = [sys.executable, "-m", "training.run", str(journal.directory.resolve()), self._device]
+            command = [sys.executable, "-m", module, str(journal.directory.resolve()), *arguments]
             with (journal.directory / LOG_FILE).open("ab") as output:
                 child = subprocess.Popen(
                     command,
@@ -229,12 +278,18 @@ class Supervisor:
                     start_new_session=True,
                 )
             be_nice(child.pid)  # seconds of imports, too, are in the way of a server's answers
-            # From here on it is running for everybody; the process itself takes seconds to say so.
-            started = status.started or datetime.now(UTC)
             process = Process.of(child.pid)
-            journal.set_status(status.changed(state="running", message="starting", process=process, started=started))
+            if waiting == "validating":
+                journal.set_status(status.changed(process=process))
+            else:
+                # From here on it is running for everybody; the process itself takes seconds to say so.
+                started = status.started or datetime.now(UTC)
+                journal.set_status(
+                    status.changed(state="running", message="starting", process=process, started=started)
+                )
         self._children[child.pid] = child
-        journal.note(f"started as process {child.pid}")
+        if waiting == "queued":
+            journal.note(f"started as process {child.pid}")
 
     def _idle(self) -> bool:
         return not any(job.status.state in ("validating", "queued", "running") for job in self.queue.all())
@@ -259,10 +314,10 @@ def is_supervised(root: Path) -> bool:
         return not free
 
 
-def supervise_apart(root: Path, *, device: Device = "auto", max_running: int = 1) -> None:
+def supervise_apart(root: Path, *, device: Device = "auto", max_running: int = 1, snapshot_runs: int = 20) -> None:
     """Look after the queue in a process of its own until it is empty. For machines on which no server runs."""
     subprocess.Popen(
-        [sys.executable, "-m", "training.supervise", str(root.resolve()), device, str(max_running)],
+        [sys.executable, "-m", "training.supervise", str(root.resolve()), device, str(max_running), str(snapshot_runs)],
         env=_environment(),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
@@ -283,6 +338,12 @@ def count_states(jobs: Iterable[Job]) -> Counter[State]:
 
 def _why_dead(job: Job, exit_code: int | None) -> tuple[str, str]:
     """(message, code) for a run whose process ended without a word."""
+    if job.status.state == "validating":
+        return (
+            "the process that read its files was killed, as the kernel does when memory runs out, or the machine was "
+            f"restarted. Split a file that is larger than memory, or try again with: bianlian jobs resume {job.id}",
+            "killed",
+        )
     again = f"Its checkpoints are kept; go on with: bianlian jobs resume {job.id}"
     if exit_code == -signal.SIGKILL:
         return (

@@ -23,6 +23,7 @@ import psutil
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from adapters.errors import Conflict, Invalid, NotFound, nearest
+from adapters.regular import read_regular
 from training.config import TrainConfig
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -214,7 +215,13 @@ class Journal:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Nobody else changes the status meanwhile. Not to be nested. The lock goes with the process that has it."""
-        with (self.directory / LOCK_FILE).open("a") as file:
+        try:
+            descriptor = os.open(self.directory / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except FileNotFoundError:
+            raise NotFound(f"run {self.job_id} was deleted", param="job_id", code="job_not_found") from None
+        except OSError as error:
+            raise _damaged(self.directory / LOCK_FILE, error) from error
+        with open(descriptor, "r+b", buffering=0) as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
@@ -277,7 +284,8 @@ class Journal:
             return False
         if status.process.here:
             return status.process.alive
-        return time.time() - self.last_beat() < SILENT_S
+        # A beat from the future says nothing: whoever is alive beats anew, with the time that it is now.
+        return abs(time.time() - self.last_beat()) < SILENT_S
 
     def beat(self) -> None:
         (self.directory / HEARTBEAT_FILE).touch()
@@ -312,8 +320,8 @@ class Journal:
 
     def wish(self) -> Wish | None:
         try:
-            return "pause" if (self.directory / WISH_FILE).read_text() == "pause" else "cancel"
-        except FileNotFoundError:
+            return "pause" if read_regular(self.directory / WISH_FILE) == b"pause" else "cancel"
+        except OSError:  # mostly: there is none
             return None
 
     def forget_wish(self) -> None:
@@ -328,8 +336,10 @@ class Journal:
         return [_event(line) for line in self._lines(EVENTS_FILE)[skip:]]
 
     def remove(self) -> None:
-        """Delete the directory."""
-        shutil.rmtree(self.directory)
+        """Delete the directory: at once for everybody who looks; the files themselves go after that."""
+        gone = self.directory.with_name(f".removed-{secrets.token_hex(8)}")
+        self.directory.rename(gone)
+        shutil.rmtree(gone, ignore_errors=True)
 
     def append(self, metric: Metric) -> None:
         self._add_line(METRICS_FILE, metric.model_dump_json(exclude_none=True))
@@ -375,20 +385,32 @@ class Journal:
     def _lines(self, name: str) -> list[str]:
         """Whole lines only: the last may still be on its way."""
         try:
-            text = (self.directory / name).read_text(encoding="utf-8", errors="replace")
+            text = read_regular(self.directory / name).decode("utf-8", errors="replace")
         except FileNotFoundError:
             return []
+        except OSError as error:
+            raise _damaged(self.directory / name, error) from error
         return text[: text.rfind("\n")].split("\n") if "\n" in text else []  # U+2028 ends no line in JSON
 
     def _read(self, name: str, model: type[Model]) -> Model:
         path = self.directory / name
         try:
-            return model.model_validate_json(path.read_bytes())
+            return model.model_validate_json(read_regular(path))
         except FileNotFoundError:
             raise NotFound(f"{path} is missing; is this a run directory?") from None
+        except OSError as error:
+            raise _damaged(path, error) from error
         except ValidationError as error:
             first = error.errors()[0]
             raise Invalid(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+
+
+def _damaged(path: Path, error: OSError) -> Invalid:
+    return Invalid(
+        f"run {path.parent.name} is damaged: {path} cannot be read ({error.strerror}); mend it, or delete the run's "
+        "directory",
+        code="run_damaged",
+    )
 
 
 def _event(line: str) -> Event:

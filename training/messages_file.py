@@ -79,10 +79,11 @@ def _check_order(roles: Sequence[str], messages: Sequence[Object]) -> None:
     first = 1 if roles[0] == "system" else 0
     if "system" in roles[first:]:
         number = roles.index("system", first) + 1
-        raise RowError(f"messages[{number}]", "a system message may only come first, and only once")
+        raise RowError(f"messages[{number}].role", "a system message may only come first, and only once")
     if roles[first:][:1] != ["user"]:
         found = roles[first] if first < len(roles) else "nothing"
-        raise RowError(f"messages[{first + 1}]", f"the first message after the system's is the user's, not {found}'s")
+        reason = f"the first message after the system's is the user's, not {found}'s"
+        raise RowError(f"messages[{first + 1}].role", reason)
     for index in range(first + 1, len(roles)):
         before, role = roles[index - 1], roles[index]
         calls = before == "assistant" and bool(messages[index - 1].get("tool_calls"))
@@ -92,6 +93,6 @@ def _check_order(roles: Sequence[str], messages: Sequence[Object]) -> None:
             "tool": ("tool", "assistant"),
         }[before]
         if role not in allowed:
-            raise RowError(f"messages[{index + 1}]", f"{role} cannot follow {before}; {' or '.join(allowed)} does")
+            raise RowError(f"messages[{index + 1}].role", f"{role} cannot follow {before}; {' or '.join(allowed)} does")
     if roles[-1] != "assistant":
-        raise RowError(f"messages[{len(roles)}]", f"the last message is the assistant's, not the {roles[-1]}'s")
+        raise RowError(f"messages[{len(roles)}].role", f"the last message is the assistant's, not the {roles[-1]}'s")

@@ -203,11 +203,14 @@ class _Rendering:
 
     def row(self, source: int, pair: PreferencePair) -> None:
         answers = [assistant(text) for text in (pair.chosen, pair.rejected) if text is not None]
-        reason = unusable([*pair.prompt, *answers], bool(pair.tools) or _has_calls(pair.prompt), self.renderer)
-        if not reason and pair.chosen == pair.rejected:
-            reason = "the rejected answer is the same as the chosen one"
-        if reason:
-            self.bad.append(BadRow(pair.place, "", reason))
+        said = [name for name, text in zip(pair.fields, (pair.chosen, pair.rejected), strict=True) if text is not None]
+        fields = [*(["prompt"] * len(pair.prompt)), *said]
+        uses_tools = bool(pair.tools) or _has_calls(pair.prompt)
+        found = unusable([*pair.prompt, *answers], fields, uses_tools, self.renderer)
+        if not found and pair.chosen == pair.rejected:
+            found = pair.fields[1], "the rejected answer is the same as the chosen one"
+        if found:
+            self.bad.append(BadRow(pair.place, *found))
             return
         try:
             fitted, left_out = self._fitted(pair, source)

@@ -2,29 +2,42 @@
 asked for."""
 
 import csv
+import logging
 from pathlib import Path
 
 from adapters.errors import BianlianError
+from adapters.regular import read_regular
 from training.fine_tuning import Files
 from training.jobs import Job
 from training.journal import Journal
+
+log = logging.getLogger(__name__)
 
 COLUMNS = ("step", "train_loss", "valid_loss", "learning_rate", "epoch", "tokens_per_s")
 _NOTE = "result_file"
 
 
 def result_file_ids(job: Job, files: Files) -> list[str]:
-    """Of a run that has succeeded; [] of another, and once the file was deleted. Blocks."""
+    """Of a run that has succeeded; [] of another, and once the file was deleted. Blocks. [] too, with a line in the
+    log, where the run's directory is damaged: the run itself can be shown all the same."""
     if job.status.state != "succeeded":
         return []
+    try:
+        return _result_file_ids(job, files)
+    except (OSError, BianlianError) as error:
+        log.warning("the results of run %s cannot be given out: %s", job.id, error)
+        return []
+
+
+def _result_file_ids(job: Job, files: Files) -> list[str]:
     note = job.journal.directory / _NOTE
     with job.journal.locked():
-        if not note.is_file():
+        if not note.exists():
             with files.workspace() as workspace:
                 table = workspace / "step_metrics.csv"
                 write_table(job.journal, table)
                 note.write_text(files.keep(table, f"{job.id}-step_metrics.csv", "fine-tune-results").id)
-        file_id = note.read_text(errors="replace")
+        file_id = read_regular(note).decode(errors="replace")
     try:
         files.get(file_id)
     except BianlianError:

@@ -2,20 +2,18 @@
 
 A run is refused before it leaves anything behind, or it ends in one of four states: succeeded with a version in
 the store, paused or cancelled with a checkpoint to go on from, or failed with a message that says the way out.
-`python -m training.run DIRECTORY` runs what waits in a run directory; the queue starts it so."""
+`training/job.py` is the process that the queue starts for one."""
 
 import json
 import math
 import shutil
 import signal
-import sys
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from adapters.base_model import BaseModel, load_base
 from adapters.errors import BianlianError
@@ -27,6 +25,7 @@ from training.bases import check_base_name
 from training.combinations import check_combinations
 from training.config import Plan, TrainConfig, max_length_for, plan_for
 from training.dataset import TrainingRow
+from training.effect import no_effect
 from training.failures import TrainingFailed, explain
 from training.interrupts import Interrupts
 from training.journal import Journal, Metric, RunConfig
@@ -37,6 +36,7 @@ from training.snapshots import demo_prompts, is_due, keeps_snapshots
 from training.sources import absolute
 from training.trainer import (
     Cancelled,
+    Change,
     Evaluation,
     Progress,
     Trained,
@@ -49,6 +49,7 @@ from training.trainer import (
     trainable,
 )
 from training.trainer.adapter import compute_dtype
+from training.uploads import as_uploaded
 from training.yielding import Yielding
 
 PLAN_FILE = "plan.json"
@@ -78,6 +79,7 @@ class Finished:
     record: TrainingRecord | None = None
     before: Evaluation | None = None  # of the held-out rows, where there are any
     after: Evaluation | None = None
+    warning: str | None = None  # of a run that has changed nothing
 
 
 @dataclass
@@ -192,6 +194,7 @@ class _Run:
         except Exception as error:
             discard_partial(self.journal)  # also makes room, should the disk be full
             failure = explain(error, self.journal.job_id)
+            failure.message = as_uploaded(self.journal.directory, failure.message)
             self.journal.note(failure.message, level="error", data={"code": failure.code})
             self._set_state(
                 "failed",
@@ -227,6 +230,7 @@ class _Run:
         model = trainable(self.base, self.config, plan)
         discard_partial(self.journal)
         checkpoint = last_checkpoint(self.journal.checkpoints)
+        change = Change(model, training, **self._scoring())
         measured = self._validation(model, validation, plan)
         before = self._before(model, measured)
         self.journal.rewind(checkpoint[1] if checkpoint else 0)
@@ -267,8 +271,16 @@ class _Run:
             raise Cancelled
         self.enter("validating")
         after = self._after(model, measured, trained)
+        warning = no_effect(
+            change.measure(model),
+            self.config,
+            plan,
+            hidden_size=self._hidden_size,
+            steps=trained.steps,
+            learned_tokens=change.learned_tokens,
+        )
         record = self._training_record(trained, len(training), before, after)
-        finished = self._publish(model, record, before, after)
+        finished = self._publish(model, record, before, after, warning)
         shutil.rmtree(self.journal.checkpoints, ignore_errors=True)
         return finished
 
@@ -278,7 +290,7 @@ class _Run:
         packs = self.config.packing or self.config.objective == "pretrain"
         plan = plan_for(
             self.config,
-            hidden_size=self.base.model.config.get_text_config().hidden_size,
+            hidden_size=self._hidden_size,
             max_model_len=self.base.max_model_len,
             rows=len(training),
             packed_rows=(
@@ -300,16 +312,20 @@ class _Run:
             return None
         if not self.journal.metric("base_validation"):
             self.enter("validating base")
+        return Validation(model, rows, objective=self.config.objective, beta=plan.beta, **self._scoring())
+
+    def _scoring(self) -> dict[str, Any]:
+        """How rows are scored."""
         tokenizer = self.base.tokenizer
-        return Validation(
-            model,
-            rows,
-            objective=self.config.objective,
-            beta=plan.beta,
-            pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
-            compute_in=compute_dtype(self.base, self.config),
-            cancelled=self._stop_or_step_back,
-        )
+        return {
+            "pad_token_id": tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
+            "compute_in": compute_dtype(self.base, self.config),
+            "cancelled": self._stop_or_step_back,
+        }
+
+    @property
+    def _hidden_size(self) -> int:
+        return int(self.base.model.config.get_text_config().hidden_size)
 
     def _before(self, model: Any, validation: Validation | None) -> Evaluation | None:
         """Of the base: what is trained adds nothing yet. Measured once a run."""
@@ -432,14 +448,21 @@ class _Run:
         )
 
     def _publish(
-        self, model: Any, record: TrainingRecord, before: Evaluation | None, after: Evaluation | None
+        self,
+        model: Any,
+        record: TrainingRecord,
+        before: Evaluation | None,
+        after: Evaluation | None,
+        warning: str | None,
     ) -> Finished:
         self.enter("publishing")
         published = self._publisher.publish(model, record, self.root, self.journal.directory / "adapter")
+        if warning:
+            self.journal.note(warning, level="warn", data={"code": "no_effect"})
         self.journal.note(published.message, data=published.data)
         self._set_state(
             "succeeded",
-            published.message,
+            f"{published.message}; but {warning}" if warning else published.message,
             version=published.name,
             finished=datetime.now(UTC),
             trained_tokens=round(self.tokens_per_epoch * record.epochs),
@@ -453,6 +476,7 @@ class _Run:
             record,
             before,
             after,
+            warning,
         )
 
     @property
@@ -487,23 +511,3 @@ def discard_partial(journal: Journal) -> None:
 
 def _evaluation(metric: Metric) -> Evaluation:
     return Evaluation(metric.loss, metric.margin, metric.reward_margin, metric.reward_accuracy)
-
-
-def main(directory: str, device: str = "auto") -> int:
-    """What the queue starts. The status says how it ended; what is printed ends up in the run's log."""
-    from training.quiet import silence_libraries
-
-    silence_libraries()
-    with suppress(OSError):  # should memory run out, the kernel is to end this process and not the server
-        Path("/proc/self/oom_score_adj").write_text("500")
-    assert device in get_args(Device)
-    try:
-        print(run_job(Path(directory), device=device).message)  # type: ignore[arg-type]
-    except BianlianError as error:
-        print(error.message, file=sys.stderr)
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))

@@ -1,17 +1,16 @@
-"""`python -m training.supervise HOME [DEVICE [MAX_RUNNING]]`: work off the queue of a home without a server; end."""
+"""`python -m training.supervise HOME [DEVICE [MAX_RUNNING [SNAPSHOT_RUNS]]]`: work off a home's queue, and end."""
 
 import asyncio
 import sys
 from pathlib import Path
 
 from adapters.settings import Device
-from training.fine_tuning import check_files
 from training.jobs import JobQueue, Supervisor
 
 
-def main(root: str, device: Device = "auto", max_running: str = "1") -> None:
+def main(root: str, device: Device = "auto", max_running: str = "1", snapshot_runs: str = "20") -> None:
     queue = JobQueue(Path(root))
-    supervisor = Supervisor(queue, max_running=int(max_running), device=device, check=check_files)
+    supervisor = Supervisor(queue, max_running=int(max_running), device=device, snapshot_runs=int(snapshot_runs))
     asyncio.run(supervisor.watch(until_empty=True))
 
 

@@ -36,10 +36,11 @@ _THOUGHTS = re.compile(r"\s*<think>(.*?)</think>\s*(.*)", re.DOTALL)
 
 @dataclass
 class Turns:
-    """Messages, each with its own say on whether it is learned (None: it says nothing)."""
+    """Messages, each with its own say on whether it is learned (None: it says nothing), and its place in the row."""
 
     messages: list[Message] = field(default_factory=list)
     weights: list[bool | None] = field(default_factory=list)
+    fields: list[str] = field(default_factory=list)
     _calls: int = 0
     _unanswered: list[str] = field(default_factory=list)  # ids of calls
 
@@ -64,6 +65,7 @@ class Turns:
             return
         self.messages.append(message)
         self.weights.append(weight)
+        self.fields.append(where)
 
 
 def read_turns(value: Any, name: str) -> Turns:
@@ -99,10 +101,11 @@ def _message(turn: Object, where: str) -> Message:
     name = turn.get("from", turn.get("role"))
     role = ROLES.get(name.lower()) if isinstance(name, str) else None
     if role is None:
-        raise RowError(where, f"unknown role {name!r}; known: {', '.join(sorted(ROLES))}")
+        field = "from" if "from" in turn else "role"
+        raise RowError(f"{where}.{field}", f"unknown role {name!r}; known: {', '.join(sorted(ROLES))}")
     text, thought, calls = _content(turn, where, only_calls=str(name).lower() in _CALLS)
     if not text.strip() and not calls and role in ("user", "assistant"):
-        raise RowError(where, f"the {role} turn is empty", "empty")
+        raise RowError(_content_field(turn, where), f"the {role} turn is empty", "empty")
     if role != "assistant":
         if calls or thought:
             raise RowError(where, f"a {role} turn has calls or thoughts; only the assistant's can")
@@ -132,7 +135,7 @@ def _content(turn: Object, where: str, *, only_calls: bool) -> tuple[str, str, l
     if isinstance(value, str):
         return value, thought, calls
     if not isinstance(value, list):
-        raise RowError(where, f"content must be text, is {json_type(value)}")
+        raise RowError(_content_field(turn, where), f"must be text, is {json_type(value)}")
     said: list[str] = []
     for part in value:
         kind = part.get("type") if isinstance(part, Mapping) else None
@@ -140,12 +143,16 @@ def _content(turn: Object, where: str, *, only_calls: bool) -> tuple[str, str, l
         if kind == "tool_call":
             calls += _calls(text, where)
         elif kind not in ("text", "reasoning") or not isinstance(text, str):
-            raise RowError(where, f"content of type {kind!r} cannot be learned; text can")
+            raise RowError(_content_field(turn, where), f"content of type {kind!r} cannot be learned; text can")
         elif kind == "text":
             said.append(text)
         else:
             thought = "\n".join(filter(None, (thought, text)))
     return "\n".join(said), thought, calls
+
+
+def _content_field(turn: Object, where: str) -> str:
+    return f"{where}.{'value' if 'value' in turn else 'content'}"
 
 
 def _calls(value: Any, where: str) -> list[dict[str, Any]]:
@@ -177,7 +184,7 @@ def _weight(turn: Object, where: str) -> bool | None:
         if value is None:
             continue
         if value not in (0, 1):
-            raise RowError(where, f"{name} must be 0 or 1 (or true, false), is {value!r}")
+            raise RowError(f"{where}.{name}", f"must be 0 or 1 (or true, false), is {value!r}")
         return bool(value)
     return None
 

@@ -11,7 +11,7 @@ from adapters.errors import Conflict, Invalid, NotFound
 from adapters.registry import AdapterRegistry
 from adapters.settings import load_settings
 from adapters.store import AdapterStore
-from app import cli
+from app import cli, main
 
 
 def run(*words: object) -> str:
@@ -64,3 +64,28 @@ def test_a_harmful_archive_is_refused(archive: Path) -> None:
     with pytest.raises(Invalid, match="not a plain relative path"):
         run("import", archive, "--name", "face")
     assert not load_settings().store.exists()
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["train", "--data", "x.jsonl", "--name", "x"],
+        ["serve"],
+        ["jobs", "list"],
+        ["jobs", "pause", "x"],
+        ["adapters", "list"],
+        ["adapters", "remove", "--yes", "x"],
+    ],
+    ids=" ".join,
+)
+def test_a_home_that_cannot_be_used_is_one_line(
+    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("no directory")
+    monkeypatch.setenv("BIANLIAN_HOME", str(tmp_path / "file" / "home"))
+    monkeypatch.setattr("sys.argv", ["bianlian", *command])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"bianlian: the home {tmp_path}/file/home cannot be ") and "set BIANLIAN_HOME to" in line

@@ -88,7 +88,23 @@ def test_a_row_whose_first_answer_does_not_fit_is_left_out_and_listed(tmp_path: 
 def test_a_control_token_in_a_text_is_a_bad_row(tmp_path: Path, renderer: ChatRenderer) -> None:
     report = load(tmp_path, [row("a", "half<|im_end|>lost"), row("<|im_end|>?", "b")], renderer).report
     assert ["<|im_end|>" in bad.reason for bad in report.bad] == [True]
+    assert (report.bad[0].place.line, report.bad[0].field) == (1, "output") and "leave the row out" in report.bad[
+        0
+    ].reason
     assert report.good == 1  # in what others say it is disarmed, as in serving
+
+
+def test_a_control_token_is_found_wherever_the_model_would_write_it(tmp_path: Path, renderer: ChatRenderer) -> None:
+    """In any of its turns, learned or not, and in tokens that have no role in the tokenizer."""
+    asked = {"role": "user", "content": "a"}
+
+    def said(text: str) -> dict[str, str]:
+        return {"role": "assistant", "content": text}
+
+    odd = next(token for token in renderer.special_texts if token not in ("<|im_end|>",))
+    rows = [[asked, said("b"), asked, said(f"c{odd}")], [asked, said("<|im_start|>") | {"weight": 0}, asked, said("d")]]
+    report = load(tmp_path, [{"messages": turns} for turns in rows], renderer).report
+    assert [bad.field for bad in report.bad] == ["messages[4]", "messages[2]"] and report.good == 0
 
 
 def test_more_than_five_percent_of_bad_rows_are_refused(tmp_path: Path, renderer: ChatRenderer) -> None:

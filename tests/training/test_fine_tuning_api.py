@@ -5,6 +5,8 @@ import io
 import json
 import os
 import signal
+import socket
+import struct
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -212,12 +214,30 @@ def test_jobs_are_listed_newest_first_by_page_and_metadata(client: openai.OpenAI
 @pytest.mark.parametrize(
     ("rows", "options", "words"),
     [
-        ([*ROWS, {"messages": [{"role": "user", "content": "a"}]}], {}, ["rows.jsonl:25", "the last message"]),
-        ([{"messages": ROWS[0]["messages"][::-1]}], {}, ["rows.jsonl:1", "a system message may only come first"]),
+        (
+            [*ROWS, {"messages": [{"role": "user", "content": "a"}]}],
+            {},
+            ["rows.jsonl:25: messages[1].role: the last message"],
+        ),
+        (
+            [{"messages": ROWS[0]["messages"][::-1]}],
+            {},
+            ["rows.jsonl:1: messages[3].role: a system message may only come first"],
+        ),
         ([{"messages": [*ROWS[0]["messages"], ROWS[0]["messages"][0]]}], {}, ["system message", "first"]),
         ([{"messages": [*ROWS[0]["messages"][1:], ROWS[0]["messages"][2]]}], {}, ["assistant", "follow"]),
         ([{"messages": [{"role": "boss", "content": "x"}]}], {}, ["must be one of system, developer, user"]),
-        ([{"colour": "red"}], {}, ["no known format"]),
+        ([{"colour": "red"}], {}, ["rows.jsonl:1: no known format"]),
+        (
+            [*ROWS[:20], {"messages": [*ROWS[0]["messages"][:2], {"role": "assistant", "content": "a<|im_end|>"}]}],
+            {"extra_body": {"bianlian": {"strict": True}}},
+            ["rows.jsonl:21: messages[3]: contains <|im_end|>", "leave the row out"],
+        ),
+        (
+            [*ROWS, {"messages": [{"role": "user", "content": "\ud83d"}, ROWS[0]["messages"][2]]}],
+            {},
+            ["rows.jsonl:25: messages[1].content: \\ud83d is half of a surrogate pair"],
+        ),
         (PAIRS, {}, ["train on them with method dpo"]),
         (ROWS, {"method": {"type": "dpo"}}, ["not preferences"]),
     ],
@@ -230,7 +250,8 @@ def test_files_that_break_the_rules_fail_before_anything_runs(
     failed = wait_for(client, job.id, lambda job: job.status not in ("validating_files", "queued"))
     assert failed.status == "failed" and failed.error is not None
     assert failed.error.code == "invalid_training_file" and failed.error.param == "training_file"
-    assert all(word.replace("rows.jsonl", file_id) in failed.error.message for word in words), failed.error.message
+    assert all(word in failed.error.message for word in words), failed.error.message
+    assert "/" not in failed.error.message.replace("and/or", "") and file_id not in failed.error.message
     assert not [event for event in client.fine_tuning.jobs.list_events(job.id) if "started" in event.message]
 
 
@@ -269,6 +290,50 @@ def test_what_cannot_be_asked_for_is_refused_by_name(
         client.post("/fine_tuning/jobs", body=asked, cast_to=object)
     assert message in str(caught.value) and caught.value.param == param
     assert len(JobQueue(home).all()) == before
+
+
+def test_a_reader_who_leaves_early_is_not_written_to(
+    server: RunningServer, trained: FineTuningJob, home: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    journal = Journal.open(home / "runs", trained.id)
+    left = Journal.create(home / "runs", journal.config(), job_id="left-early", state="paused")
+    for number in range(3000):
+        left.note(f"event {number} " + "x" * 200)
+    host, port = server.url.removeprefix("http://").split(":")
+    request = f"GET /v1/fine_tuning/jobs/{left.job_id}/events?stream=true HTTP/1.1\r\nHost: {host}\r\n\r\n"
+    with caplog.at_level("WARNING", logger="asyncio"):
+        for _ in range(3):
+            with socket.create_connection((host, int(port))) as connection:
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # resets at once
+                connection.sendall(request.encode())
+                assert b"200 OK" in connection.recv(1000)
+        httpx.get(f"{server.url}/v1/fine_tuning/jobs/{left.job_id}/events")  # the loop has come round
+    left.remove()
+    assert not [record for record in caplog.records if "socket.send()" in record.getMessage()]
+
+
+@pytest.mark.slow
+def test_two_servers_on_one_home_run_each_job_once(tiny_base: Path, tmp_path: Path) -> None:
+    settings = settings_for(tiny_base, tmp_path / "home")
+    with running_server(settings) as first, running_server(settings) as second:
+        clients = [first.client(), second.client()]
+        jobs = [
+            client.fine_tuning.jobs.create(
+                model="tiny",
+                training_file=upload(client, ROWS[:12]),
+                hyperparameters={"n_epochs": 1},
+                suffix=f"twin-{number}",
+            )
+            for number, client in enumerate(clients)
+        ]
+        for job, other in zip(jobs, reversed(clients), strict=True):  # each asks the server it did not come by
+            done = wait_for(other, job.id, lambda job: job.status in ("succeeded", "failed"))
+            assert done.status == "succeeded", done
+            events = Journal.open(tmp_path / "home" / "runs", job.id).events()
+            assert sum(event.message.startswith("started as process") for event in events) == 1
+            assert sum(event.message.startswith("files validated") for event in events) == 1
+            assert other.models.retrieve(str(done.fine_tuned_model)).id == done.fine_tuned_model
+        assert AdapterStore(tmp_path / "home" / "store").numbers("twin-0") == [1]
 
 
 def test_preferences_are_what_dpo_learns_from(tmp_path: Path) -> None:

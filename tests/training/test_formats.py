@@ -260,11 +260,15 @@ def test_a_bad_row_is_reported_with_field_and_reason(tmp_path: Path, row: Any, f
     [
         ([user("a")], "messages", "no assistant turn to learn"),
         ([user("a"), assistant("b"), user("c")], "messages", "ends with a user turn that nothing answers"),
-        ([user("a"), {"role": "wizard", "content": "b"}], "messages[2]", "unknown role 'wizard'"),
+        ([user("a"), {"role": "wizard", "content": "b"}], "messages[2].role", "unknown role 'wizard'"),
         ([user("a"), SYSTEM, assistant("b")], "messages[2]", "a system message may only come first"),
         ([user("a") | {"weight": 1}, assistant("b")], "messages[1]", "a user turn cannot be learned"),
-        ([user("a"), assistant("b") | {"weight": 0.5}], "messages[2]", "weight must be 0 or 1"),
-        ([user("a"), assistant([{"type": "image"}])], "messages[2]", "content of type 'image' cannot be learned"),
+        ([user("a"), assistant("b") | {"weight": 0.5}], "messages[2].weight", "must be 0 or 1"),
+        (
+            [user("a"), assistant([{"type": "image"}])],
+            "messages[2].content",
+            "content of type 'image' cannot be learned",
+        ),
         ([user("a"), {"role": "tool_call", "content": "look!"}], "messages[2]", "a function call must be JSON"),
         ([user("a"), {"role": "tool_call", "content": "{}"}], "messages[2]", "a function call has a name"),
     ],

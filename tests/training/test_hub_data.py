@@ -3,9 +3,11 @@
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from adapters.errors import Invalid, NotFound
 from tests.hub_mirror import Mirror
+from training.data_cli import data_cli
 from training.formats import read_data
 from training.hub_data import local_files
 
@@ -55,3 +57,17 @@ def test_what_is_not_clear_says_what_to_write(text: str, error: type[Exception],
     with pytest.raises(error, match=message) as refusal:
         local_files([text])
     assert "\n" not in str(refusal.value)
+
+
+def test_looking_at_data_takes_ids_as_training_does(mirror: Mirror, tmp_path: Path, tiny_base: Path) -> None:
+    rows = b"".join(b'{"query": "%d", "response": "b"}\n' % number for number in range(4))
+    mirror.datasets["org/one"] = {"rows.jsonl": rows}
+    checked = CliRunner().invoke(data_cli, ["check", "hf:org/one", "--base", str(tiny_base)])
+    assert checked.exit_code == 0 and "rows: 4 good, 0 bad" in checked.output, checked.output
+    shown = CliRunner().invoke(data_cli, ["preview", "modelscope:org/one", "--base", str(tiny_base), "--rows", "1"])
+    assert shown.exit_code == 0 and "⟦b<|im_end|>⟧" in shown.output, shown.output
+    out = tmp_path / "out.jsonl"
+    converted = CliRunner().invoke(data_cli, ["convert", "hf:org/one", "--to", "messages", "--out", str(out)])
+    assert converted.exit_code == 0 and len(read_data(out).rows) == 4, converted.output
+    halves = CliRunner().invoke(data_cli, ["split", "hf:org/one:rows.jsonl", "--out", str(tmp_path)])
+    assert halves.exit_code == 0, halves.output

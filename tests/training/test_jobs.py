@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 
 from adapters.errors import BianlianError, Conflict, Invalid, NotFound
 from adapters.store import AdapterStore
-from tests.training.test_run import ROWS, config
+from tests.training.test_run import ROWS, config, overflowing
 from training.config import TrainConfig
 from training.failures import explain
 from training.jobs import JobQueue, Supervisor
@@ -252,7 +252,7 @@ def test_out_of_memory_fails_the_run_with_the_way_out(tiny_base: Path, tmp_path:
 
 
 def test_a_diverged_run_publishes_nothing(tiny_base: Path, tmp_path: Path) -> None:
-    journal = JobQueue(tmp_path / "home").submit(config(tiny_base, tmp_path, lora_alpha=10**41)).journal
+    journal = JobQueue(tmp_path / "home").submit(config(overflowing(tiny_base, tmp_path / "base"), tmp_path)).journal
     with pytest.raises(BianlianError, match="smaller --learning-rate"):
         run_job(journal.directory, device="cpu")
     assert (journal.status().state, journal.status().code) == ("failed", "diverged")

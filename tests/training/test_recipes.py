@@ -11,6 +11,7 @@ from training.config import TrainConfig, parse_config
 from training.recipes.flags import split_flags
 from training.recipes.hub_names import adapter_name
 from training.recipes.llama_factory import LLAMA_FACTORY
+from training.recipes.prepare import with_recipe
 from training.recipes.read import foreign_names, read_recipe
 from training.recipes.recipe import WHOLE_BASE, Recipe, translate
 from training.recipes.swift import SWIFT, SWIFT_2
@@ -526,3 +527,17 @@ def test_keys_in_the_documentation_are_known() -> None:
     ours = {key for _, right in rows for key in re.findall(r"`([a-z_]+)`", right)}
     assert len(theirs) > 20 and all(LLAMA_FACTORY.knows(key) for key in theirs)
     assert ours <= {*TrainConfig.model_fields, "dataset_info"}
+
+
+def test_a_count_of_rows_goes_with_the_data_it_was_for(tmp_path: Path) -> None:
+    """--data stands in place of the recipe's, and the report says that, and not what nobody wrote."""
+    recipe = tmp_path / "sft.yaml"
+    recipe.write_text(
+        "model_name_or_path: x\nstage: sft\ndo_train: true\ndataset: theirs\nmax_samples: 5\nlora_rank: 4\n"
+    )
+    options = {"base": "x", "data": ["mine.jsonl"], "lora_r": 8, "card": {}}
+    merged, found = with_recipe(options, {"data", "lora_r"}, recipe, {})
+    report = "\n".join(found.report())
+    assert "max_samples left out: the command line has --data in place of the recipe's data" in report
+    assert "lora_r as the command line has it" in report and "max_samples as the command line" not in report
+    assert "max_samples" not in merged and merged["lora_r"] == 8

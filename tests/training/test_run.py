@@ -1,14 +1,20 @@
 """What a whole run promises: a published adapter, an honest journal, and nothing half done."""
 
+import io
 import json
 import os
+import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from peft import PeftModel
+from rich.console import Console
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from adapters.base_model import BaseModel, load_base
@@ -17,7 +23,9 @@ from adapters.lending import BaseLost, Lender, terms_of
 from adapters.renderer import ChatRenderer
 from adapters.store import AdapterStore
 from training import run as run_module
+from training.cli import _print_result
 from training.config import TrainConfig, parse_config
+from training.jobs import JobQueue
 from training.journal import Journal, Metric, Process, RunConfig, Status
 from training.run import Watcher, resume_run, start_run
 
@@ -29,6 +37,15 @@ def config(base: Path, directory: Path, rows: list[Any] = ROWS, **options: Any) 
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     values = {"data": [path], "name": "counter", "base": str(base), "epochs": 2, "batch_size": 4, "lora_r": 4}
     return parse_config({**values, **options})
+
+
+def overflowing(base: Path, directory: Path) -> Path:
+    """A copy of the base whose likelihoods are no numbers."""
+    shutil.copytree(base, directory)
+    weights = load_file(directory / "model.safetensors")
+    weights["lm_head.weight"].fill_(3e38)
+    save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
+    return directory
 
 
 def go(asked: TrainConfig, home: Path, **options: Any) -> Any:
@@ -172,8 +189,56 @@ def test_a_failed_run_says_so_and_publishes_nothing(
 
 def test_a_diverged_run_stops_and_names_the_learning_rate(tiny_base: Path, tmp_path: Path) -> None:
     with pytest.raises(BianlianError, match="diverged.*at step 1.*smaller --learning-rate"):
-        go(config(tiny_base, tmp_path, lora_alpha=10**41, val_split=0), tmp_path / "home")
+        go(config(overflowing(tiny_base, tmp_path / "base"), tmp_path, val_split=0), tmp_path / "home")
     assert not (tmp_path / "home" / "store").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "cause"),
+    [
+        ({"learning_rate": 1e-12}, "learning rate 1e-12 is far below the 0.004 that is usual"),
+        ({"max_steps": 1, "learning_rate": 1e-3, "schedule": "constant_with_warmup", "warmup": 100}, "1 step"),
+    ],
+    ids=["learning rate", "steps"],
+)
+def test_a_run_that_has_changed_nothing_warns_and_names_the_cause(
+    tiny_base: Path, tmp_path: Path, options: dict[str, Any], cause: str
+) -> None:
+    finished = go(config(tiny_base, tmp_path, **options), tmp_path / "home")
+    assert finished.state == "succeeded" and cause in str(finished.warning)
+    journal = Journal.open(tmp_path / "home" / "runs", finished.job_id)
+    (warning,) = [event for event in journal.events() if event.level == "warn"]
+    assert warning.message == finished.warning and "no effect" in journal.status().message
+    console = Console(file=io.StringIO(), width=400)
+    _print_result(console, finished)
+    assert "warning: the result has no effect" in console.file.getvalue().splitlines()[-1]  # type: ignore[attr-defined]
+    learned = go(config(tiny_base, tmp_path), tmp_path / "other")
+    assert learned.warning is None
+
+
+def test_a_run_killed_while_it_publishes_leaves_nothing_half_done_and_goes_on(tiny_base: Path, tmp_path: Path) -> None:
+    whole = go(config(tiny_base, tmp_path), tmp_path / "whole")
+    journal = Journal.create(tmp_path / "home" / "runs", RunConfig(train=config(tiny_base, tmp_path)))
+    code = (
+        "import os, signal, sys\n"
+        "from pathlib import Path\n"
+        "from adapters.store import AdapterStore\n"
+        "from training.run import run_job\n"
+        "AdapterStore._rename_to_next_number = lambda *given: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "run_job(Path(sys.argv[1]), device='cpu')\n"
+    )
+    killed = subprocess.run([sys.executable, "-c", code, str(journal.directory)], cwd=Path(__file__).parents[2])
+    assert killed.returncode == -signal.SIGKILL
+    assert journal.events()[-1].message == "publishing"
+    store = AdapterStore(tmp_path / "home" / "store")
+    assert store.names() == [] and store.numbers("counter") == []
+    queue = JobQueue(tmp_path / "home")
+    queue.note_dead(queue.all())
+    assert journal.status().state == "failed"
+    resumed = resume_run(journal.job_id, tmp_path / "home", device="cpu")
+    assert str(resumed.version) == "counter@1" and resumed.version.digest == whole.version.digest
+    store.sweep()
+    assert [path.name for path in store.root.iterdir()] == ["counter"]
 
 
 def test_a_run_of_another_process_is_left_alone(tmp_path: Path) -> None:

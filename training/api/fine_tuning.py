@@ -149,6 +149,7 @@ async def _following(
         for event in await asyncio.to_thread(job.journal.events, seen):
             yield ServerSentEvent(orjson.dumps(event_object(seen, event)).decode(), id=event_id(seen), sep="\n")
             seen += 1
+            await asyncio.sleep(0)  # or thousands are written before the loop can notice that the reader has left
         if job.finished:
             yield ServerSentEvent("[DONE]", sep="\n")
             return

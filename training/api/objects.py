@@ -1,15 +1,19 @@
 """Runs, their events and snapshots as the objects of OpenAI's fine-tuning API, declared for /openapi.json too."""
 
+import logging
 from contextlib import suppress
 from datetime import datetime
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from adapters.errors import Invalid
 from adapters.snapshots import RunSnapshots
 from training.fine_tuning import FineTuningRequest, Method, read_request
 from training.jobs import RESUMABLE, Job
 from training.journal import Event, Metric, State
+
+log = logging.getLogger(__name__)
 
 ORGANIZATION = "bianlian"
 
@@ -146,10 +150,14 @@ def event_id(number: int) -> str:
 def checkpoint_objects(job: Job) -> list[dict[str, Any]]:
     """What can be asked for as a model, the newest first: the published version, and the run's snapshots, each
     `<run>:step-<n>`."""
-    metrics = job.journal.metrics()
+    try:
+        metrics = job.journal.metrics()
+    except Invalid as error:  # damaged; the snapshots can be asked for all the same
+        log.warning("%s", error)
+        metrics = []
     models: list[tuple[int, float, str]] = []
     for snapshot in RunSnapshots(job.journal.directory).all():
-        with suppress(FileNotFoundError):  # thinned out a moment ago
+        with suppress(OSError):  # thinned out a moment ago
             models.append((snapshot.step, snapshot.directory.stat().st_mtime, str(snapshot)))
     if job.status.version and job.status.finished:
         published = next((metric.step for metric in metrics if metric.kind == "tuned_validation"), job.status.step)

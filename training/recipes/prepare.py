@@ -21,7 +21,8 @@ def with_recipe(
 
     `given` are the options that the command line names itself. Raises what `read_recipe` raises; keys that are not
     supported are for `Recipe.refuse`, after its report."""
-    recipe = read_recipe(path, foreign, {*given, *(name for option in given for name in _REPLACES.get(option, ()))})
+    replaced = {name: option for option in given for name in _REPLACES.get(option, ())}
+    recipe = read_recipe(path, foreign, replaced | {name: name for name in given})
     merged = {**options, **recipe.values}
     if not merged.get("name") and not recipe.is_ours:
         merged["name"] = default_name(str(merged["base"]), str(merged.get("method", "lora")))

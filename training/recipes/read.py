@@ -25,8 +25,9 @@ def foreign_names() -> set[str]:
     return {name for dialect in FOREIGN for name in [*dialect.rules, *dialect.aliases]}
 
 
-def read_recipe(path: Path | None, flags: Mapping[str, Any], ours: Iterable[str] = ()) -> Recipe:
-    """The recipe in `path`, with foreign `flags` over it; `ours` are fields the command line sets itself.
+def read_recipe(path: Path | None, flags: Mapping[str, Any], ours: Mapping[str, str] | Iterable[str] = ()) -> Recipe:
+    """The recipe in `path`, with foreign `flags` over it; `ours` are fields the command line sets itself, as in
+    `translate`.
 
     Raises NotFound, or Invalid naming what is wrong: file and line, or key."""
     written = _read(path) if path else {}
@@ -94,6 +95,8 @@ def _read(path: Path) -> dict[str, Any]:
         raise Invalid(f"{path} cannot be read: {error}", param="config") from error
     try:
         values = _parse(content, path.suffix.lower())
+    except RecursionError as error:
+        raise Invalid(f"{path}: nested too deeply", param="config") from error
     except ValueError as error:
         raise Invalid(f"{path}: {' '.join(str(error).split())}", param="config") from error
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):

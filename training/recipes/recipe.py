@@ -94,16 +94,19 @@ class Recipe:
             raise Invalid(f"{self.source}: not supported here: {keys}", param=refused[0].key)
 
 
-def translate(dialect: Dialect, given: Mapping[str, Any], source: str, ours: Iterable[str] = ()) -> Recipe:
-    """`given` as fields of ours; those in `ours` stay the caller's. Raises Invalid for a value that is none (a word for
+def translate(
+    dialect: Dialect, given: Mapping[str, Any], source: str, ours: Mapping[str, str] | Iterable[str] = ()
+) -> Recipe:
+    """`given` as fields of ours; those in `ours` stay the caller's. As a mapping it says by which option they were
+    set: the field's own, or one that stands in its place. Raises Invalid for a value that is none (a word for
     a number) and for two keys that contradict each other."""
-    set_here = frozenset(ours)
+    set_here = dict(ours) if isinstance(ours, Mapping) else {name: name for name in ours}
     asked = _by_present_name(dialect, given, source)
     try:
         theirs = dialect.defaults({name: value for name, (_, value) in asked.items()})
     except ValueError as error:
         raise Invalid(f"{source}: {error}") from error
-    keys = Keys({**theirs, **{name: value for name, (_, value) in asked.items()}}, set_here)
+    keys = Keys({**theirs, **{name: value for name, (_, value) in asked.items()}}, frozenset(set_here))
     values: Fields = {}
     by: dict[str, str] = {}  # field → the key that set it
     lines: list[Line] = []
@@ -138,7 +141,7 @@ def translate(dialect: Dialect, given: Mapping[str, Any], source: str, ours: Ite
             values |= new
             different = {target: chosen for target, chosen in new.items() if chosen != _default(target)}
             if different:
-                lines.append(Line(name, value, "default", _told(different, frozenset())))
+                lines.append(Line(name, value, "default", _told(different, {})))
     return Recipe(dialect.title, source, {k: v for k, v in values.items() if k not in set_here}, lines)
 
 
@@ -172,15 +175,21 @@ def _apply(dialect: Dialect, name: str, key: str, value: Any, keys: Keys, source
         raise Invalid(f"{source}: {key}: {error}", param=key) from error
 
 
-def _told(outcome: Fields | str, ours: frozenset[str]) -> str:
+def _told(outcome: Fields | str, ours: Mapping[str, str]) -> str:
     if isinstance(outcome, str):
         return outcome
     if not outcome:
         return "as here"
     return ", ".join(
-        f"{name} as the command line has it" if name in ours else f"{name} {_plain(name, value)}"
+        f"{name} {_plain(name, value)}" if name not in ours else _set_here(name, ours[name])
         for name, value in outcome.items()
     )
+
+
+def _set_here(name: str, option: str) -> str:
+    if name == option:
+        return f"{name} as the command line has it"
+    return f"{name} left out: the command line has --{option.replace('_', '-')} in place of the recipe's data"
 
 
 def _plain(name: str, value: object) -> str:
@@ -269,6 +278,8 @@ def number(value: Any) -> float:
         result = float(value)
     except (TypeError, ValueError):
         raise ValueError(f"{value!r} is not a number") from None
+    except OverflowError:
+        raise ValueError(f"a number of {len(str(value))} digits is more than anything here can be") from None
     if isinstance(value, bool) or not math.isfinite(result):
         raise ValueError(f"{value!r} is not a number")
     return result

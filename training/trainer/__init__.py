@@ -12,6 +12,7 @@ from training.trainer.adapter import (
     save_model,
     trainable,
 )
+from training.trainer.change import Change
 from training.trainer.loop import KEPT_CHECKPOINTS, Progress, Trained, last_checkpoint, train
 from training.trainer.packing import keeps_rows_apart, packed_rows
 from training.trainer.sampler import LengthGroupedRows
@@ -21,6 +22,7 @@ __all__ = [
     "KEPT_CHECKPOINTS",
     "Cancel",
     "Cancelled",
+    "Change",
     "Evaluation",
     "LengthGroupedRows",
     "Progress",
