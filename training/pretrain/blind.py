@@ -1,0 +1,118 @@
+"""Two models' answers judged by readers who do not know whose they are.
+
+`sheet` mixes the answers and keeps the key apart; `judge` joins what the readers said with the key."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from adapters.errors import Invalid
+from training.pretrain.demo import Answer, read_lines
+from training.pretrain.language import language_of
+
+ASKED = ("fluent", "on_topic")
+Row = dict[str, Any]
+
+
+def sheet(a: Sequence[Answer], b: Sequence[Answer], seed: int) -> tuple[list[Row], list[Row]]:
+    """Rows to judge, in random order and without names, and the key to them. Raises Invalid unless two models
+    answered the same questions."""
+    if {answer.id for answer in a} != {answer.id for answer in b}:
+        raise Invalid("the two files answer different questions; ask both models with the same questions")
+    if {answer.model for answer in a} & {answer.model for answer in b}:
+        raise Invalid(f"both files say they are of {a[0].model}; give one of them another --name when asking")
+    answers = [*a, *b]
+    random.Random(seed).shuffle(answers)
+    rows, key = [], []
+    for number, answer in enumerate(answers, 1):
+        own = f"{number:03}"
+        rows.append({"id": own, "language": answer.language, "question": answer.question, "answer": answer.answer})
+        key.append(
+            {
+                "id": own,
+                "model": answer.model,
+                "question_id": answer.id,
+                "kind": answer.kind,
+                "ended": answer.ended,
+            }
+        )
+    return rows, key
+
+
+@dataclass(frozen=True)
+class Verdicts:
+    """Of one model. Shares are between 0 and 1; `judged[reader][asked]`."""
+
+    model: str
+    judged: dict[str, dict[str, float]]
+    ended: float
+    in_language: float  # of answers that are in a language, and whose question does not ask for a translation
+
+
+def read_reader(path: Path, rows: Sequence[Row]) -> dict[str, Row]:
+    """A reader's verdicts by row id. Raises Invalid unless every row of the sheet has both, as true or false."""
+    verdicts = {str(row.get("id")): row for row in read_lines(path)}
+    missing = [row["id"] for row in rows if row["id"] not in verdicts]
+    if missing:
+        raise Invalid(f"{path} has no verdict on {len(missing)} of {len(rows)} rows, the first being {missing[0]}")
+    for row in rows:
+        for asked in ASKED:
+            if not isinstance(verdicts[row["id"]].get(asked), bool):
+                raise Invalid(f"{path}: '{asked}' of row {row['id']} must be true or false")
+    return verdicts
+
+
+def judge(rows: Sequence[Row], key: Sequence[Row], readers: Mapping[str, Mapping[str, Row]]) -> list[Verdicts]:
+    """What the readers found of each model."""
+    keys = {row["id"]: row for row in key}
+    if keys.keys() != {row["id"] for row in rows}:
+        raise Invalid("the key belongs to another sheet: their ids differ")
+    found = []
+    for model in sorted({row["model"] for row in key}):
+        own = [row for row in rows if keys[row["id"]]["model"] == model]
+        spoken = [row for row in own if language_of(row["answer"]) and keys[row["id"]]["kind"] != "translation"]
+        found.append(
+            Verdicts(
+                model,
+                {
+                    name: {asked: share([verdicts[row["id"]][asked] for row in own]) for asked in ASKED}
+                    for name, verdicts in readers.items()
+                },
+                share([keys[row["id"]]["ended"] for row in own]),
+                share([language_of(row["answer"]) == row["language"] for row in spoken]),
+            )
+        )
+    return found
+
+
+def agreement(one: Mapping[str, Row], other: Mapping[str, Row], asked: str) -> float | None:
+    """Cohen's kappa (1960) of two readers on the rows both judged; None where chance alone makes them agree always."""
+    both = [(one[id_][asked], other[id_][asked]) for id_ in one if id_ in other]
+    observed = share([a == b for a, b in both])
+    yes, also = share([a for a, _ in both]), share([b for _, b in both])
+    expected = yes * also + (1 - yes) * (1 - also)
+    return None if expected == 1 else (observed - expected) / (1 - expected)
+
+
+def share(flags: Sequence[bool]) -> float:
+    return sum(flags) / len(flags) if flags else float("nan")
+
+
+def verdicts_table(found: Sequence[Verdicts]) -> Table:
+    table = Table("model", title="share of answers")
+    readers = list(found[0].judged)
+    for name in readers:
+        for asked in ASKED:
+            table.add_column(f"{asked.replace('_', ' ')} ({name})", justify="right")
+    table.add_column("ended by itself", justify="right")
+    table.add_column("in the question's language", justify="right")
+    for verdicts in found:
+        by_judge = [verdicts.judged[name][asked] for name in readers for asked in ASKED]
+        table.add_row(verdicts.model, *(f"{value:.1%}" for value in (*by_judge, verdicts.ended, verdicts.in_language)))
+    return table
