@@ -3,7 +3,7 @@
 
 Characters rather than bytes, since five bytes are less than two Chinese characters. Below the single characters lies
 an even chance for every character that UTF-8 can write, so nothing is impossible and the bits of any text are exact.
-Arrays hold all of it: 90 MB of text take about four GB while it learns."""
+Arrays hold all of it: 90 MB of text take four GB and some minutes while it learns."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ class NGram:
         return chance
 
     def bits_per_byte(self, documents: list[Document]) -> float:
-        """As `bits.bits_per_byte`: roles and marks are given, not guessed."""
+        """Over at least one document. As in `bits.bits_per_byte`, roles and marks are given, not guessed."""
         symbols = symbols_of(documents, len(self.levels))
         chance = self.probabilities(symbols)[symbols < START]
         size = sum(len(text.encode()) for document in documents for text in said(document))
