@@ -116,7 +116,7 @@ def ask(
     from rich.console import Console
     from rich.progress import Progress
 
-    from training.pretrain.demo import answers_of, markdown_table, read_questions, write_answers
+    from training.pretrain.demo import answers_of, ended, in_language, markdown_table, read_questions, write_answers
     from training.quiet import silence_libraries
 
     silence_libraries()
@@ -125,6 +125,10 @@ def ask(
         answering = answers_of(model, questions, name=name or model.resolve().name, seed=seed, device=device)
         answers = list(progress.track(answering, len(questions), description="asking"))
     write_answers(answers, out)
+    typer.echo(
+        f"{len(answers)} answers: {ended(answers):.1%} ended by themselves, "
+        f"{in_language(answers):.1%} in the language of the question"
+    )
     if markdown:
         markdown.write_text(markdown_table(answers), encoding="utf-8")
 

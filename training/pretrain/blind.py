@@ -6,15 +6,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
 from adapters.errors import Invalid
-from training.pretrain.demo import Answer, read_lines
-from training.pretrain.language import language_of
+from training.pretrain.demo import Answer, ended, in_language, read_lines, share
 
 ASKED = ("fluent", "on_topic")
 Row = dict[str, Any]
@@ -33,15 +32,7 @@ def sheet(a: Sequence[Answer], b: Sequence[Answer], seed: int) -> tuple[list[Row
     for number, answer in enumerate(answers, 1):
         own = f"{number:03}"
         rows.append({"id": own, "language": answer.language, "question": answer.question, "answer": answer.answer})
-        key.append(
-            {
-                "id": own,
-                "model": answer.model,
-                "question_id": answer.id,
-                "kind": answer.kind,
-                "ended": answer.ended,
-            }
-        )
+        key.append({"id": own, "of": asdict(answer)})
     return rows, key
 
 
@@ -52,7 +43,7 @@ class Verdicts:
     model: str
     judged: dict[str, dict[str, float]]
     ended: float
-    in_language: float  # of answers that are in a language, and whose question does not ask for a translation
+    in_language: float
 
 
 def read_reader(path: Path, rows: Sequence[Row]) -> dict[str, Row]:
@@ -70,24 +61,17 @@ def read_reader(path: Path, rows: Sequence[Row]) -> dict[str, Row]:
 
 def judge(rows: Sequence[Row], key: Sequence[Row], readers: Mapping[str, Mapping[str, Row]]) -> list[Verdicts]:
     """What the readers found of each model."""
-    keys = {row["id"]: row for row in key}
-    if keys.keys() != {row["id"] for row in rows}:
+    if {row["id"] for row in key} != {row["id"] for row in rows}:
         raise Invalid("the key belongs to another sheet: their ids differ")
+    answers = {row["id"]: Answer(**row["of"]) for row in key}
     found = []
-    for model in sorted({row["model"] for row in key}):
-        own = [row for row in rows if keys[row["id"]]["model"] == model]
-        spoken = [row for row in own if language_of(row["answer"]) and keys[row["id"]]["kind"] != "translation"]
-        found.append(
-            Verdicts(
-                model,
-                {
-                    name: {asked: share([verdicts[row["id"]][asked] for row in own]) for asked in ASKED}
-                    for name, verdicts in readers.items()
-                },
-                share([keys[row["id"]]["ended"] for row in own]),
-                share([language_of(row["answer"]) == row["language"] for row in spoken]),
-            )
-        )
+    for model in sorted({answer.model for answer in answers.values()}):
+        own = {id_: answer for id_, answer in answers.items() if answer.model == model}
+        judged = {
+            name: {asked: share([verdicts[id_][asked] for id_ in own]) for asked in ASKED}
+            for name, verdicts in readers.items()
+        }
+        found.append(Verdicts(model, judged, ended(list(own.values())), in_language(list(own.values()))))
     return found
 
 
@@ -98,10 +82,6 @@ def agreement(one: Mapping[str, Row], other: Mapping[str, Row], asked: str) -> f
     yes, also = share([a for a, _ in both]), share([b for _, b in both])
     expected = yes * also + (1 - yes) * (1 - also)
     return None if expected == 1 else (observed - expected) / (1 - expected)
-
-
-def share(flags: Sequence[bool]) -> float:
-    return sum(flags) / len(flags) if flags else float("nan")
 
 
 def verdicts_table(found: Sequence[Verdicts]) -> Table:

@@ -37,7 +37,7 @@ class Answer:
     question: str
     model: str
     answer: str
-    ended: bool  # by itself: with the end of its turn, before MAX_NEW_TOKENS
+    ended: bool  # by itself: with the end of its turn, before the most tokens it may have
     answer_language: Language | None
 
 
@@ -45,7 +45,15 @@ def read_questions(path: Path = QUESTIONS) -> list[Question]:
     return [Question(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def answers_of(path: Path, questions: Sequence[Question], *, name: str, seed: int, device: str) -> Iterator[Answer]:
+def answers_of(
+    path: Path,
+    questions: Sequence[Question],
+    *,
+    name: str,
+    seed: int,
+    device: str,
+    max_new_tokens: int = MAX_NEW_TOKENS,
+) -> Iterator[Answer]:
     """The answers of the model in `path`, sampled as its own generation_config says. The dice of a question depend on
     the seed and the question alone."""
     tokenizer = AutoTokenizer.from_pretrained(path)
@@ -60,7 +68,7 @@ def answers_of(path: Path, questions: Sequence[Question], *, name: str, seed: in
             return_tensors="pt",
         ).to(device)
         torch.manual_seed(zlib.crc32(f"{seed}/{question.id}".encode()))
-        tokens = model.generate(**prompt, max_new_tokens=MAX_NEW_TOKENS)[0, prompt["input_ids"].shape[1] :].tolist()
+        tokens = model.generate(**prompt, max_new_tokens=max_new_tokens)[0, prompt["input_ids"].shape[1] :].tolist()
         said = tokenizer.decode(tokens, skip_special_tokens=True).strip()
         yield Answer(
             question.id,
@@ -80,6 +88,21 @@ def write_answers(answers: Sequence[Answer], path: Path) -> None:
 
 def read_answers(path: Path) -> list[Answer]:
     return [Answer(**row) for row in read_lines(path)]
+
+
+def ended(answers: Sequence[Answer]) -> float:
+    """Share that stopped by itself."""
+    return share([answer.ended for answer in answers])
+
+
+def in_language(answers: Sequence[Answer]) -> float:
+    """Share in the language of the question, of answers that are in one and are not asked to be in the other."""
+    asked = [answer for answer in answers if answer.answer_language and answer.kind != "translation"]
+    return share([answer.answer_language == answer.language for answer in asked])
+
+
+def share(flags: Sequence[bool]) -> float:
+    return sum(flags) / len(flags) if flags else float("nan")
 
 
 def markdown_table(answers: Sequence[Answer]) -> str:
