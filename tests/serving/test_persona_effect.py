@@ -47,6 +47,7 @@ def test_half_of_a_personas_lines_teach_the_classifier() -> None:
     assert 0.4 < sum(line.learned for line in lines) / len(lines) < 0.6
 
 
+@pytest.mark.slow
 def test_effect_of_a_shipped_persona(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page, figures = tmp_path / "answers.md", tmp_path / "effect.json"
     with running_server(Settings(base=BUNDLED_BASE, ui=False)) as server:
