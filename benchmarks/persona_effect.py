@@ -1,6 +1,6 @@
 """Does the face change? A style classifier learns each shipped persona's lines against the base's answers to the same
-questions, and then has to tell the persona's answers from the base's to the hundred demo questions, which neither
-learned from. Both are asked of a running server:
+questions, and then has to tell the persona's answers from the base's to the hundred demo questions, which come from
+neither's data. Both are asked of a running server:
 
     bianlian serve --no-ui &
     python -m benchmarks.persona_effect --url http://127.0.0.1:7860 --markdown docs/persona-answers.md

@@ -22,7 +22,7 @@ from training.pretrain.bits import bits_per_byte
 from training.pretrain.bits_table import MEAN, NGRAM
 from training.pretrain.blind import agreement, judge, read_reader, sheet
 from training.pretrain.corpus import Document, is_held_out
-from training.pretrain.demo import Answer, Question, answers_of, markdown_table, read_questions
+from training.pretrain.demo import Answer, Question, answers_of, markdown_page, read_questions
 from training.pretrain.language import language_of
 from training.pretrain.ngram import ROLES, START, WRITABLE, NGram, symbols_of
 from training.pretrain.tokenizer import END_OF_TEXT, save_tokenizer
@@ -224,7 +224,7 @@ def test_answers_depend_on_seed_and_question_alone_and_say_whether_they_ended(sa
 
 def test_markdown_shows_answers_as_they_are() -> None:
     answer = replace(answered("q1", "a"), question="a|b?", answer="1 < 2 * 3\n*ok*", ended=False)
-    assert markdown_table([answer]).splitlines()[-1] == r"| a\|b? | 1 \< 2 \* 3<br>\*ok\* … |"
+    assert markdown_page([answer]).splitlines()[-1] == r"| a\|b? | 1 \< 2 \* 3<br>\*ok\* … |"
 
 
 @pytest.mark.parametrize(

@@ -107,7 +107,7 @@ def bits(
 def ask(
     model: Annotated[Path, typer.Argument(help="Model directory.")],
     out: Annotated[Path, typer.Option(help="JSON-lines file to write.")],
-    markdown: Annotated[Path | None, typer.Option(help="File for the answers in full, as a Markdown table.")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Page to write, with the answers in full.")] = None,
     name: Annotated[str | None, typer.Option(help="What to call the model. Default: its directory.")] = None,
     seed: int = 1,
     device: str = "cpu",
@@ -116,7 +116,7 @@ def ask(
     from rich.console import Console
     from rich.progress import Progress
 
-    from training.pretrain.demo import answers_of, ended, in_language, markdown_table, read_questions, write_answers
+    from training.pretrain.demo import answers_of, ended, in_language, markdown_page, read_questions, write_answers
     from training.quiet import silence_libraries
 
     silence_libraries()
@@ -130,7 +130,7 @@ def ask(
         f"{in_language(answers):.1%} in the language of the question"
     )
     if markdown:
-        markdown.write_text(markdown_table(answers), encoding="utf-8")
+        markdown.write_text(markdown_page(answers), encoding="utf-8")
 
 
 @cli.command()

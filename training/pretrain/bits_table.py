@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.box import MARKDOWN
 from rich.progress import Progress
 from rich.table import Table
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -66,16 +67,14 @@ def label(models: Sequence[Path]) -> dict[str, Path]:
 
 
 def bits_table(figures: dict[str, Any]) -> Table:
+    """Bits per byte, a file a row and a model a column: lower is better."""
     found = figures["bits_per_byte"]
-    table = Table(title="bits per byte of held-out text: lower is better")
-    table.add_column("file")
-    table.add_column("bytes", justify="right")
-    for name in found:
-        table.add_column(name, justify="right")
+    table = Table(box=MARKDOWN)  # to be pasted into the model card
+    for name in ("held-out text of", "bytes", *found):
+        table.add_column(name, justify="left" if name == "held-out text of" else "right", no_wrap=True)
     for file, size in figures["bytes"].items():
         table.add_row(file, f"{size:,}", *(f"{bits[file]:.3f}" for bits in found.values()))
     if all(MEAN in bits for bits in found.values()):
-        table.add_section()
         table.add_row(MEAN, "", *(f"{bits[MEAN]:.3f}" for bits in found.values()))
     return table
 

@@ -1,5 +1,5 @@
-"""The hundred questions a visitor types first, and a model's answers to them. The questions were written before the
-model was trained, and nobody looked at its data for them."""
+"""The hundred questions a visitor types first, and a model's answers to them. The questions were written without a look
+at what the model is trained on, so that they say how it meets strangers; nobody trains on them."""
 
 from __future__ import annotations
 
@@ -105,10 +105,12 @@ def share(flags: Sequence[bool]) -> float:
     return sum(flags) / len(flags) if flags else float("nan")
 
 
-def markdown_table(answers: Sequence[Answer]) -> str:
+def markdown_page(answers: Sequence[Answer]) -> str:
     """Every question and answer in full."""
     rows = [f"| {cell(a.question)} | {cell(a.answer)}{'' if a.ended else ' …'} |" for a in answers]
-    return "\n".join([f"| question | {answers[0].model} |", "|---|---|", *rows]) + "\n"
+    title = f"# {answers[0].model}: answers to the demo questions\n"
+    note = "As sampled, none left out. “…” at the end: cut at the most tokens an answer may have.\n"
+    return "\n".join([title, note, "| question | answer |", "|---|---|", *rows]) + "\n"
 
 
 def cell(text: str) -> str:
