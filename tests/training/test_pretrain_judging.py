@@ -97,6 +97,12 @@ def test_a_long_document_is_read_in_windows_each_token_once(model: Qwen3ForCausa
     assert found == pytest.approx(by_hand / len(text.encode()), rel=1e-4)
 
 
+def test_a_document_that_says_nothing_costs_nothing(model: Qwen3ForCausalLM) -> None:
+    silent: Document = {"messages": [{"role": "user", "content": ""}, {"role": "assistant", "content": ""}]}
+    with_them = bits_per_byte(model, TOKENIZER, [{"text": ""}, DOCUMENTS[0], silent])
+    assert with_them == bits_per_byte(model, TOKENIZER, [DOCUMENTS[0]])
+
+
 # The n-gram
 
 
