@@ -330,6 +330,8 @@ def test_judged_prints_shares_and_agreement(judged_files: tuple[Path, Path, Path
     assert result.exit_code == 0
     assert "fluent: reader and second: 1.00" in result.output
     assert [row["model"] for row in json.loads(out.read_text())["models"]] == ["new", "old"]
+    alike = CliRunner().invoke(cli, ["judged", *paths, paths[2]])
+    assert isinstance(alike.exception, Invalid) and "same name" in str(alike.exception)
 
 
 def test_a_reader_who_left_a_row_out_is_told_which(judged_files: tuple[Path, Path, Path]) -> None:

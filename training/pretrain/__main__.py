@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from adapters.errors import BianlianError
+from adapters.errors import BianlianError, Invalid
 from training.pretrain.corpus import Stage
 
 cli = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
@@ -165,6 +165,10 @@ def judged(
     from training.pretrain.blind import ASKED, agreement, judge, read_reader, verdicts_table
     from training.pretrain.demo import read_lines
 
+    if len({path.stem for path in readers}) < len(readers):
+        raise Invalid(
+            "two readers' files have the same name; rename one, or nobody could tell them apart", param="readers"
+        )
     rows = read_lines(sheet)
     found = {path.stem: read_reader(path, rows) for path in readers}
     verdicts = judge(rows, read_lines(key), found)

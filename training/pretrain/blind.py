@@ -56,7 +56,7 @@ def read_reader(path: Path, rows: Sequence[Row]) -> dict[str, Row]:
         for asked in ASKED:
             if not isinstance(verdicts[row["id"]].get(asked), bool):
                 raise Invalid(f"{path}: '{asked}' of row {row['id']} must be true or false")
-    return verdicts
+    return {row["id"]: verdicts[row["id"]] for row in rows}
 
 
 def judge(rows: Sequence[Row], key: Sequence[Row], readers: Mapping[str, Mapping[str, Row]]) -> list[Verdicts]:
@@ -76,8 +76,8 @@ def judge(rows: Sequence[Row], key: Sequence[Row], readers: Mapping[str, Mapping
 
 
 def agreement(one: Mapping[str, Row], other: Mapping[str, Row], asked: str) -> float | None:
-    """Cohen's kappa (1960) of two readers on the rows both judged; None where chance alone makes them agree always."""
-    both = [(one[id_][asked], other[id_][asked]) for id_ in one if id_ in other]
+    """Cohen's kappa (1960) of two readers of one sheet; None where chance alone makes them agree always."""
+    both = [(one[id_][asked], other[id_][asked]) for id_ in one]
     observed = share([a == b for a, b in both])
     yes, also = share([a for a, _ in both]), share([b for _, b in both])
     expected = yes * also + (1 - yes) * (1 - also)
