@@ -78,7 +78,7 @@ def run(
     """The trained model, and `held_out` before and after."""
     model = trainable(base, asked, plan(asked))
     pad = base.tokenizer.pad_token_id
-    validation = Validation(model, held_out, objective=asked.objective, beta=0.1, pad_token_id=pad)
+    validation = Validation(model, held_out, objective=asked.objective, beta=plan(asked).beta, pad_token_id=pad)
     before = validation.measure(model)
     train(base, model, rows, asked, plan(asked), directory, validation=validation, **options)
     return model, before, validation.measure(model)
@@ -139,7 +139,9 @@ def test_our_validation_loss_is_the_one_that_trl_trains_on(
     rows = preferences(tmp_path, renderer, objective).rows[:8]
     asked = config(objective, batch_size=8, epochs=1, learning_rate=1e-2)
     model = trainable(base, asked, plan(asked))
-    validation = Validation(model, rows, objective=asked.objective, beta=0.1, pad_token_id=base.tokenizer.pad_token_id)
+    validation = Validation(
+        model, rows, objective=asked.objective, beta=plan(asked).beta, pad_token_id=base.tokenizer.pad_token_id
+    )
     trainer = build(base, model, rows, asked, plan(asked), tmp_path, validation=validation, callback=nothing())
     for _, weight in model.named_parameters():
         if weight.requires_grad:  # as if trained, and still small

@@ -58,7 +58,8 @@ def bits_per_byte(
             ids = torch.tensor(tokens[start : start + window])
             wanted = torch.tensor(scored[start : start + window])
             wanted[: done - start] = False
-            bits += _bits(model, ids, wanted)
+            if wanted[1:].any():
+                bits += _bits(model, ids, wanted)
             done = min(len(tokens), start + window)
     size = sum(len(text.encode()) for document in documents for text in said(document))
     return bits / size
