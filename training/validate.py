@@ -5,7 +5,6 @@ First the rules for uploaded files, then everything that the run itself would re
 queued, or failed with the lines."""
 
 import logging
-import os
 import sys
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -18,7 +17,6 @@ from training.uploads import as_uploaded
 
 log = logging.getLogger(__name__)
 
-NICENESS = 10  # whoever is served or trained goes first
 _VALIDATING: tuple[State, ...] = ("validating",)
 
 
@@ -71,7 +69,6 @@ def _check_rows(journal: Journal) -> None:
 
 
 def main(directory: str) -> None:
-    os.nice(NICENESS)
     journal = Journal(Path(directory))
     with journal.beating():
         validate(journal)
