@@ -8,14 +8,15 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerFast
 
 from training.pretrain.corpus import Document, said
+from training.pretrain.recipe import Shape
 from training.pretrain.tokenizer import train_tokenizer
-from training.pretrain.train import ModelShape
 
-SHAPE = ModelShape(hidden_size=32, intermediate_size=48, layers=2, heads=2, kv_heads=1, head_dim=16, context=128)
+SHAPE = Shape(hidden_size=32, intermediate_size=48, layers=2, heads=2, kv_heads=1, head_dim=16)
+CONTEXT = 128
 
 
 def tokenizer_of(documents: Sequence[Document]) -> PreTrainedTokenizerFast:
-    return train_tokenizer(("\n".join(said(document)) for document in documents), vocab_size=420, context=128)
+    return train_tokenizer(("\n".join(said(document)) for document in documents), vocab_size=420, context=CONTEXT)
 
 
 def write_documents(documents: Sequence[Document], path: Path) -> None:

@@ -7,11 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from transformers import Qwen3ForCausalLM
 
-from tests.pretraining import SHAPE, tokenizer_of, write_documents
+from adapters.errors import Invalid
+from tests.pretraining import CONTEXT, SHAPE, tokenizer_of, write_documents
+from training.pretrain.__main__ import RECIPES
 from training.pretrain.corpus import Document, PackedRows, Stage, is_held_out, pack, said
+from training.pretrain.recipe import follow, read_recipe
 from training.pretrain.tokenizer import IM_END, IM_START
-from training.pretrain.train import Pretrainer, Schedule, attention_mask, next_token_loss
+from training.pretrain.train import Pretrainer, Schedule, attention_mask, build_model, next_token_loss
 
 WORDS = "river stone lamp bread winter garden 河水 石头 灯火 面包 冬天 花园".split()
 LENGTH = 48
@@ -103,7 +107,7 @@ def test_pretraining_learns_every_token(corpus: Path) -> None:
 def loss_of_second(first: Sequence[int], second: Sequence[int], *, hidden_from_it: bool) -> float:
     """Loss over the second document of a row, but for its first token, which is guessed before it begins."""
     torch.manual_seed(1)
-    model = SHAPE.build(TOKENIZER)
+    model = build_model(SHAPE, TOKENIZER, CONTEXT)
     model.set_attn_implementation("eager")
     tokens = torch.tensor([[*first, *second]])
     documents = torch.tensor([[0] * len(first) + [1] * len(second)])
@@ -128,7 +132,7 @@ class Stopped(Exception):
 def pretrainer(rows: PackedRows, directory: Path) -> Pretrainer:
     torch.manual_seed(7)
     return Pretrainer(
-        SHAPE.build(TOKENIZER),
+        build_model(SHAPE, TOKENIZER, CONTEXT),
         TOKENIZER,
         rows,
         Schedule(3e-3, warmup_steps=2, final=0.1),
@@ -169,3 +173,83 @@ def test_a_run_stopped_and_resumed_equals_an_uninterrupted_one(
     expected = [json.loads(line) for line in (tmp_path / "whole" / "log.jsonl").read_text().splitlines()]
     assert {row["step"]: row["loss"] for row in losses} == {row["step"]: row["loss"] for row in expected}
     assert expected[-1]["loss"] < expected[0]["loss"]
+
+
+RECIPE = """
+vocab_size = 420
+context = 128
+tokenizer_characters = 20_000
+shape = {hidden_size = 32, intermediate_size = 48, layers = 2, heads = 2, kv_heads = 1, head_dim = 16}
+mixtures = {some = {notes = 1, chats = 3}}
+
+[[stages]]
+name = "text"
+learns = "pretrain"
+mixture = "some"
+tokens = 4800
+length = 48
+batch_tokens = 192
+learning_rate = 0.003
+
+[[stages]]
+name = "chat"
+learns = "chat"
+mixture = "some"
+tokens = 1920
+length = 96
+batch_tokens = 192
+learning_rate = 0.001
+"""
+
+
+def test_a_recipe_stopped_between_and_within_stages_ends_in_the_same_model(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "recipe.toml").write_text(RECIPE, encoding="utf-8")
+    recipe = read_recipe(tmp_path / "recipe.toml")
+    whole = follow(recipe, [corpus], tmp_path / "whole", device="cpu", compiled=False)
+    assert Qwen3ForCausalLM.from_pretrained(whole).config.max_position_embeddings == 128
+
+    steps = 0
+    step = Pretrainer._train_step
+
+    def interrupted(self: Pretrainer) -> float:
+        nonlocal steps
+        steps += 1
+        if steps in (13, 31):  # in the first stage, and, as that goes on from its start, in the second
+            raise KeyboardInterrupt
+        return step(self)
+
+    monkeypatch.setattr(Pretrainer, "_train_step", interrupted)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            follow(recipe, [corpus], tmp_path / "stopped", device="cpu", compiled=False)
+    again = follow(recipe, [corpus], tmp_path / "stopped", device="cpu", compiled=False)
+    for name in ("model.safetensors", "tokenizer.json"):
+        assert (whole / name).read_bytes() == (again / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "complaint"),
+    [
+        ('mixture = "some"', 'mixture = "other"', "wants the mixture other; there are .'some'"),
+        ('name = "chat"', 'name = "text"', "two stages have the same name"),
+        ("vocab_size", "vocabulary", "vocabulary"),
+        ("length = 48", "length = 0", "length"),
+    ],
+)
+def test_a_recipe_that_cannot_be_followed_says_why(tmp_path: Path, old: str, new: str, complaint: str) -> None:
+    (tmp_path / "recipe.toml").write_text(RECIPE.replace(old, new), encoding="utf-8")
+    with pytest.raises(Invalid, match=f"(?s)recipe.toml cannot be followed.*{complaint}"):
+        read_recipe(tmp_path / "recipe.toml")
+
+
+@pytest.mark.parametrize("name", ["two-cores", "gpu"])
+def test_our_recipes_name_only_sources_that_notice_names(name: str) -> None:
+    recipe = read_recipe(RECIPES / f"{name}.toml")
+    notice = (RECIPES.parents[2] / "NOTICE").read_text(encoding="utf-8")
+    for mixture in recipe.mixtures:
+        shares = recipe.shares(mixture)
+        assert sum(shares.values()) == pytest.approx(1)
+        assert shares["smilechat"] <= 0.2  # or it talks like a counsellor
+        assert [source for source in shares if source not in notice] == []

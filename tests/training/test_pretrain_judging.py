@@ -16,7 +16,7 @@ from transformers import Qwen3ForCausalLM
 from typer.testing import CliRunner
 
 from adapters.errors import Invalid
-from tests.pretraining import SHAPE, tokenizer_of, write_documents
+from tests.pretraining import CONTEXT, SHAPE, tokenizer_of, write_documents
 from training.pretrain.__main__ import cli
 from training.pretrain.bits import bits_per_byte
 from training.pretrain.bits_table import MEAN, NGRAM
@@ -26,6 +26,7 @@ from training.pretrain.demo import Answer, Question, answers_of, markdown_page, 
 from training.pretrain.language import language_of
 from training.pretrain.ngram import ROLES, START, WRITABLE, NGram, symbols_of
 from training.pretrain.tokenizer import END_OF_TEXT, save_tokenizer
+from training.pretrain.train import build_model
 
 DOCUMENTS: list[Document] = [
     {"text": "今天天气很好，我们去公园走走吧。今天天气不好，我们不去公园。"},
@@ -39,7 +40,7 @@ TOKENIZER = tokenizer_of(DOCUMENTS)
 @pytest.fixture(scope="module")
 def model() -> Qwen3ForCausalLM:
     torch.manual_seed(3)
-    model = SHAPE.build(TOKENIZER).eval()
+    model = build_model(SHAPE, TOKENIZER, CONTEXT).eval()
     torch.nn.init.normal_(model.get_input_embeddings().weight, std=0.5)  # so that guesses are far from even
     return model
 

@@ -5,7 +5,6 @@ Everything is decided by the seed, so a run can be resumed at any step by rebuil
 import gzip
 import json
 import random
-import tomllib
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -54,13 +53,6 @@ def find_source(name: str, directories: list[Path]) -> Path:
             if (directory / (name + suffix)).is_file():
                 return directory / (name + suffix)
     raise FileNotFoundError(f"no {name}.jsonl(.gz) in {', '.join(map(str, directories))}")
-
-
-def read_mixture(path: Path, stage: Stage) -> dict[str, float]:
-    """Source name → share of the stage's tokens, shares normalised to 1."""
-    shares: dict[str, float] = tomllib.loads(path.read_text(encoding="utf-8"))[stage]
-    total = sum(shares.values())
-    return {name: share / total for name, share in shares.items()}
 
 
 def texts_for_tokenizer(mixture: dict[str, float], directories: list[Path], characters: int) -> Iterator[str]:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from training.pretrain.corpus import PackedRows
+from training.pretrain.recipe import Shape
 from training.pretrain.tokenizer import save_tokenizer
 
 LOGITS_AT_ONCE = 2048
@@ -24,40 +25,29 @@ UNLEARNED = -100
 SummedLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
-@dataclass(frozen=True)
-class ModelShape:
-    """The default is bianlian-mini: 10.5 M parameters."""
-
-    hidden_size: int = 320
-    intermediate_size: int = 1024
-    layers: int = 6
-    heads: int = 6
-    kv_heads: int = 2
-    head_dim: int = 64
-    context: int = 1024
-
-    def build(self, tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
-        config = Qwen3Config(
-            vocab_size=len(tokenizer),
-            hidden_size=self.hidden_size,
-            intermediate_size=self.intermediate_size,
-            num_hidden_layers=self.layers,
-            num_attention_heads=self.heads,
-            num_key_value_heads=self.kv_heads,
-            head_dim=self.head_dim,
-            max_position_embeddings=self.context,
-            tie_word_embeddings=True,
-            rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
-            bos_token_id=None,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-        model = Qwen3ForCausalLM(config)
-        # Residual writers start smaller, so that depth does not raise the variance at the output (GPT-2).
-        for name, weight in model.named_parameters():
-            if name.endswith(("o_proj.weight", "down_proj.weight")):
-                nn.init.normal_(weight, std=0.02 / (2 * self.layers) ** 0.5)
-        return model
+def build_model(shape: Shape, tokenizer: PreTrainedTokenizerFast, context: int) -> Qwen3ForCausalLM:
+    """Fresh weights in float32."""
+    config = Qwen3Config(
+        vocab_size=len(tokenizer),
+        hidden_size=shape.hidden_size,
+        intermediate_size=shape.intermediate_size,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads,
+        head_dim=shape.head_dim,
+        max_position_embeddings=context,
+        tie_word_embeddings=True,
+        rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    model = Qwen3ForCausalLM(config)
+    # Residual writers start smaller, so that depth does not raise the variance at the output (GPT-2).
+    for name, weight in model.named_parameters():
+        if name.endswith(("o_proj.weight", "down_proj.weight")):
+            nn.init.normal_(weight, std=0.02 / (2 * shape.layers) ** 0.5)
+    return model
 
 
 @dataclass(frozen=True)
@@ -127,6 +117,7 @@ class Pretrainer:
         batch_rows: int,
         device: torch.device,
         compiled: bool,
+        title: str = "training",
     ):
         self.model = model.to(device)
         self.tokenizer = tokenizer
@@ -135,6 +126,7 @@ class Pretrainer:
         self.directory = directory
         self.batch_rows = batch_rows
         self.device = device
+        self.title = title
         self.steps = len(rows.tokens) // batch_rows
         self.optimizers = build_optimizers(model, schedule.learning_rate)
         # Plain products and a softmax, which the compiler joins, beat the CPU's flash attention at these lengths:
@@ -156,7 +148,7 @@ class Pretrainer:
             TimeRemainingColumn(),
         )
         with log, Progress(*columns) as progress:
-            task = progress.add_task("training", total=self.steps, completed=self.step)
+            task = progress.add_task(self.title, total=self.steps, completed=self.step)
             while self.step < self.steps:
                 started = time.perf_counter()
                 loss = self._train_step()
@@ -164,7 +156,9 @@ class Pretrainer:
                 log.write(json.dumps({"step": self.step, "loss": round(loss, 4), "tokens_per_s": round(speed)}) + "\n")
                 log.flush()
                 self.step += 1
-                progress.update(task, completed=self.step, description=f"loss {loss:.3f} · {speed:,.0f} tokens/s")
+                progress.update(
+                    task, completed=self.step, description=f"{self.title}: loss {loss:.3f} · {speed:,.0f} tokens/s"
+                )
                 if self.step % save_every == 0:
                     self._save_state()
         self._save_state()
