@@ -25,7 +25,7 @@ from adapters.store import AdapterStore
 from tests.training.test_run import ROWS, config, overflowing
 from training.config import TrainConfig
 from training.failures import explain
-from training.jobs import JobQueue, Supervisor
+from training.jobs import JobQueue, Supervisor, is_supervised
 from training.journal import SILENT_S, Journal, Process, State, Status
 from training.run import Watcher, run_job, start_run
 
@@ -347,6 +347,10 @@ def test_the_command_line_detaches_shows_and_stops(
     follower.join(PATIENCE_S)
     assert "published as counter@1" in followed[0]
     assert AdapterStore(home / "store").names() == ["counter"]
+    deadline = time.monotonic() + PATIENCE_S
+    while is_supervised(home):  # which would start what comes next
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
     other = JobQueue(home).submit(asked)
     assert other.id in run("jobs", "list") and job.id not in run("jobs", "list", "--state", "queued")

@@ -13,7 +13,7 @@ from adapters.errors import Invalid, nearest
 from training.config import TrainConfig
 
 Fields = dict[str, object]  # of TrainConfig
-WHOLE_BASE = 2**31  # as max_length: all that the base reads
+WHOLE_BASE = 10**9  # as max_length, the largest there may be: all that the base reads
 
 
 @dataclass(frozen=True)
