@@ -178,7 +178,8 @@ def build_app(services: Services) -> FastAPI:
     settings, chat, database = services.settings, services.chat, services.database
     queue = JobQueue(settings.root)
     supervisor = Supervisor(queue, max_running=settings.max_running_jobs, device=settings.device, check=check_files)
-    keys, metrics = Keys(settings, KeyStore(database), chat.limits), Metrics(chat, [JobFigures(queue)])
+    key_store = KeyStore(database)
+    keys, metrics = Keys(settings, key_store, chat.limits), Metrics(chat, [JobFigures(queue)])
     usage, votes = UsageBook(database, chat.usage), VoteStore(database)
     lifecycle, files, prober = AdapterLifecycle(chat), FileStore(settings.uploads), Prober(chat)
     bases = bases_for(services.base.name, settings.base)
@@ -270,7 +271,7 @@ def build_app(services: Services) -> FastAPI:
         from serving.ui.studio import Studio, studio_tabs
 
         sessions = Sessions(keys)
-        tabs = studio_tabs(Studio(settings, chat, sessions.viewer))
+        tabs = studio_tabs(Studio(settings, chat, sessions.viewer, key_store, usage, sessions.promote))
         app = mount_page(app, tabs, sessions)
     app.add_middleware(RequestLog, http=metrics.http, endpoints=endpoints)  # last, which is outermost
     return app
