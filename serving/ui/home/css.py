@@ -12,7 +12,8 @@ CSS = """
   border-color: var(--border-color-primary); }
 #home-hero nav a:hover { background: #7f2318; }
 #home-hero nav a + a:hover { border-color: var(--primary-500); background: var(--background-fill-primary); }
-#home-hero nav b { display: block; font-size: 1.25rem; }
+#home-hero nav b { display: block; font-size: 1.25rem; color: inherit; }
+#home-hero nav a, #home-hero nav span { text-align: start; }
 #home-hero .stage { position: relative; aspect-ratio: 1; max-width: 320px; margin: 0 auto; }
 #home-hero .curtain { position: absolute; inset: 4% 0 0; border-radius: 50% 50% 12px 12px;
   background: repeating-linear-gradient(90deg, #7f2318 0 22px, #9d2b1d 22px 44px); }

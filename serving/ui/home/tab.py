@@ -5,28 +5,18 @@ import re
 
 import gradio as gr
 
-from adapters.ui.tab import ViewerOf, link_to
+from adapters.ui.tab import ViewerOf
 from adapters.ui.words import Language, language_of
 from serving.chat import ChatService
-from serving.ui.home.faces import cards, picture
+from serving.ui.home.faces import cards
 from serving.ui.home.words import HOME
 from serving.ui.models import first_adapter
 
 _ORIGIN = re.compile(r"https?://[\w.\[\]:-]+")
 
-HERO = (
-    """<section class="hero"><div><h2>{what}</h2><p class="how">{how}</p><nav>{ways}</nav></div>{picture}</section>"""
-)
-
 
 def home_tab(chat: ChatService, viewer_of: ViewerOf, page: gr.Blocks) -> None:
-    t = HOME.t
-    ways = "".join(
-        f'<a href="{link_to(tab)}" id="home-{way}"><b>{t(way)}</b>{t(f"{way}_what")}</a>'
-        for way, tab in (("talk", "chat"), ("compare", "compare"), ("train", "train"))
-    )
-    hero = HERO.format(what=t("what"), how=t("how"), ways=ways, picture=picture(t("picture")))
-    gr.HTML(hero, elem_id="home-hero", padding=False)
+    gr.HTML(HOME.t("hero"), elem_id="home-hero", padding=False)
     faces = gr.HTML(elem_id="home-faces", padding=False)
     api = gr.Markdown(elem_id="home-api", buttons=[])
 

@@ -1,9 +1,11 @@
 """The words of the first page, in Chinese and English."""
 
 from adapters.ui.words import Both, Words
+from serving.ui.home.hero import hero
 
-LABELS: dict[str, Both] = {
-    "title": ("首页", "Home"),
+TITLE: Both = ("首页", "Home")
+
+HERO: dict[str, Both] = {
     "what": ("一个模型，瞬间换脸", "One model that changes its face in an instant"),
     "how": (
         "变脸是川剧绝活：演员一挥手，就换一张脸。这里留在台上的是一个聊天底座，它的“脸”是小小的 LoRA "
@@ -40,4 +42,7 @@ LINES: dict[str, Both] = {
     "question": ("你是谁？", "Who are you?"),
 }
 
-HOME = Words("home", LABELS, LINES)
+# One label with all of it: Gradio translates a single label in a piece of HTML.
+_ZH, _EN = (hero({key: both[at] for key, both in HERO.items()}) for at in (0, 1))
+
+HOME = Words("home", {"title": TITLE, "hero": (_ZH, _EN)}, LINES)

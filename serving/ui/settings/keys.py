@@ -34,6 +34,7 @@ class NewKey:
 class Revoking:
     """Two steps: choose and ask, then say yes."""
 
+    row: gr.Row
     which: gr.Dropdown
     ask: gr.Button
     really: gr.Button
@@ -62,12 +63,12 @@ def new_key_form() -> NewKey:
 
 
 def revoking_row() -> Revoking:
-    with gr.Row(equal_height=True):
+    with gr.Row(visible=False, elem_id="key-revoking") as row:
         which = gr.Dropdown([], value=None, label=t("revoke_which"), scale=3, min_width=180, elem_id="key-which")
-        ask = gr.Button(t("revoke"), scale=1, min_width=100, elem_id="key-revoke")
+        ask = gr.Button(t("revoke"), min_width=100, elem_id="key-revoke")
         really = gr.Button(t("revoke_really"), variant="stop", visible=False, min_width=100, elem_id="key-really")
         keep = gr.Button(t("keep"), visible=False, min_width=100, elem_id="key-keep")
-    return Revoking(which, ask, really, keep)
+    return Revoking(row, which, ask, really, keep)
 
 
 def key_table(keys: list[ApiKey], language: Language) -> str:

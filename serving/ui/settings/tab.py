@@ -57,9 +57,9 @@ def settings_tab(services: SettingsServices, page: gr.Blocks) -> None:
         everything = gr.HTML(padding=False)
 
     async def show(request: gr.Request) -> list[Update]:
-        """[about, log out, keys, key table, key to revoke, chart, sums, all settings, their table]"""
+        """[about, log out, keys, key table, revoking, key to revoke, chart, sums, all settings, their table]"""
         language, viewer = language_of(request), await services.viewer_of(request)
-        known = [gr.skip(), gr.skip()]
+        known = [gr.skip()] * 3
         if viewer.admin:
             known = await _keys_shown(services, language)
         return [
@@ -72,7 +72,7 @@ def settings_tab(services: SettingsServices, page: gr.Blocks) -> None:
             effective(services.settings, language) if viewer.admin else "",
         ]
 
-    shown = [about, log_out, keys_part, listed, revoking.which, chart, sums, effective_part, everything]
+    shown = [about, log_out, keys_part, listed, revoking.row, revoking.which, chart, sums, effective_part, everything]
     page.load(show, None, shown, **QUIET)
     log_out.click(None, None, None, js="() => { bianlian.logOut(); }", **QUIET)
     _wire_creation(services, form, listed, revoking)
@@ -88,7 +88,7 @@ def _wire_creation(services: SettingsServices, form: NewKey, listed: gr.HTML, re
         tpm: float | None,
         expires: float | None,
     ) -> list[Update]:
-        """[made, table, key to revoke, *the form]"""
+        """[made, table, revoking, key to revoke, *the form]"""
         language = language_of(request)
         viewer = await _require_admin(services, request, language)
         store = services.keys
@@ -112,7 +112,7 @@ def _wire_creation(services: SettingsServices, form: NewKey, listed: gr.HTML, re
         cleared = ["", "user", None, None, None]
         return [gr.Textbox(text, visible=True), *await _keys_shown(services, language), *cleared]
 
-    form.create.click(create, form.inputs, [form.made, listed, revoking.which, *form.inputs], **QUIET)
+    form.create.click(create, form.inputs, [form.made, listed, revoking.row, revoking.which, *form.inputs], **QUIET)
 
 
 def _wire_revoking(services: SettingsServices, listed: gr.HTML, revoking: Revoking) -> None:
@@ -124,7 +124,7 @@ def _wire_revoking(services: SettingsServices, listed: gr.HTML, revoking: Revoki
         return _asking(bool(name))
 
     async def revoke(request: gr.Request, name: str | None) -> list[Update]:
-        """[table, key to revoke, *buttons]"""
+        """[table, revoking, key to revoke, *buttons]"""
         language = language_of(request)
         await _require_admin(services, request, language)
         try:
@@ -137,7 +137,7 @@ def _wire_revoking(services: SettingsServices, listed: gr.HTML, revoking: Revoki
     revoking.ask.click(ask, revoking.which, buttons, **QUIET)
     revoking.keep.click(lambda: _asking(False), None, buttons, **QUIET)
     revoking.which.change(lambda: _asking(False), None, buttons, **QUIET)
-    revoking.really.click(revoke, revoking.which, [listed, revoking.which, *buttons], **QUIET)
+    revoking.really.click(revoke, revoking.which, [listed, revoking.row, revoking.which, *buttons], **QUIET)
 
 
 def _asking(sure: bool) -> list[Update]:
@@ -146,9 +146,10 @@ def _asking(sure: bool) -> list[Update]:
 
 
 async def _keys_shown(services: SettingsServices, language: Language) -> list[Update]:
-    """[table, key to revoke]"""
+    """[table, revoking, key to revoke]"""
     keys = await services.keys.database.call(services.keys.all)
-    return [key_table(keys, language), gr.Dropdown(choices=live_names(keys), value=None)]
+    names = live_names(keys)
+    return [key_table(keys, language), gr.Row(visible=bool(names)), gr.Dropdown(choices=names, value=None)]
 
 
 async def _require_admin(services: SettingsServices, request: gr.Request, language: Language) -> Any:
