@@ -32,10 +32,13 @@ EARLY = """<script>(() => {
   }
 })();</script>""".replace("COOKIE", LANGUAGE_COOKIE)
 
-# Gradio 6.31 leaves some icon buttons without a name.
+# Gradio 6.31 leaves some icon buttons without a name, and calls a group of buttons a list.
 _NAMES = """
-  const name = () => document.querySelectorAll('button.icon-button[aria-label=""], button:not([aria-label])[title]')
-    .forEach(b => b.setAttribute('aria-label', b.title || 'button'));
+  const name = () => {
+    document.querySelectorAll('button.icon-button[aria-label=""], button:not([aria-label])[title]')
+      .forEach(b => b.setAttribute('aria-label', b.title || 'button'));
+    document.querySelectorAll('.examples[role=list]').forEach(e => e.setAttribute('role', 'group'));
+  };
   new MutationObserver(name).observe(document.documentElement, { childList: true, subtree: true });
 """
 

@@ -13,8 +13,9 @@ CSS = """
 #home-hero nav a:hover { background: #7f2318; }
 #home-hero nav a + a:hover { border-color: var(--primary-500); background: var(--background-fill-primary); }
 #home-hero nav b { display: block; font-size: 1.25rem; color: inherit; }
-#home-hero nav a, #home-hero nav span { text-align: start; }
-#home-hero .stage { position: relative; aspect-ratio: 1; max-width: 320px; margin: 0 auto; }
+#home-hero nav a, #home-hero nav span { text-align: start; color: inherit; }
+#home-hero nav a:first-child { color: #fff; }
+#home-hero .stage { position: relative; aspect-ratio: 1; width: min(100%, 320px); margin: 0 auto; }
 #home-hero .curtain { position: absolute; inset: 4% 0 0; border-radius: 50% 50% 12px 12px;
   background: repeating-linear-gradient(90deg, #7f2318 0 22px, #9d2b1d 22px 44px); }
 #home-hero .faces { position: absolute; inset: 15% 11% 7%; }
@@ -27,6 +28,7 @@ CSS = """
 @keyframes base-face { 0%, 100% { opacity: 1; } }
 @media (prefers-reduced-motion: reduce) { #home-hero .faces img { animation: none; } }
 #home-faces h2, #home-api h2 { font-size: 1.25rem; font-weight: 700; margin: 8px 8px 10px; }
+#home-api h2 { margin-inline: 0; }
 #home-faces .empty { margin: 0 8px; }
 #home-faces .cards { list-style: none; margin: 0; padding: 0 8px; display: grid; gap: 12px;
   grid-template-columns: repeat(auto-fill, minmax(min(340px, 100%), 1fr)); }
@@ -42,7 +44,8 @@ CSS = """
 .dark #home-faces a { color: var(--primary-300); }
 #home-faces a.button { display: inline-block; padding: 4px 14px; border-radius: 6px; background: #9d2b1d; color: #fff;
   text-decoration: none; }
-#home-api { padding: 0 8px; }
+#home-api pre, #home-api pre code { white-space: pre-wrap; overflow-wrap: anywhere; }
+#home-api { padding: 0 20px 12px; }
 @media (max-width: 760px) {
   #home-hero .hero { grid-template-columns: minmax(0, 1fr); gap: 12px; }
   #home-hero .stage { width: 200px; order: -1; }

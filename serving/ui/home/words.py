@@ -6,7 +6,7 @@ from serving.ui.home.hero import hero
 TITLE: Both = ("首页", "Home")
 
 HERO: dict[str, Both] = {
-    "what": ("一个模型，瞬间换脸", "One model that changes its face in an instant"),
+    "what": ("一个模型，瞬间换脸", "One model that changes its face"),
     "how": (
         "变脸是川剧绝活：演员一挥手，就换一张脸。这里留在台上的是一个聊天底座，它的“脸”是小小的 LoRA "
         "适配器——换上孙悟空，它就是孙悟空；换下来，还是底座自己。不用重启，几张脸还能同时作答。",

@@ -1,7 +1,8 @@
 """How the Settings tab looks, and tables that are read."""
 
 CSS = """
-#settings-facts h2 { font-size: 1.25rem; font-weight: 700; margin: 0 0 6px; }
+#tab-settings .html-container { padding: 0 !important; }
+#tab-settings h2 { font-size: 1.25rem; font-weight: 700; margin: 6px 0; }
 #settings-facts dl { display: grid; grid-template-columns: max-content minmax(0, 1fr); gap: 4px 18px;
   margin: 12px 0 0; }
 #settings-facts dt { color: var(--body-text-color-subdued); }
