@@ -22,7 +22,7 @@ CSP = (
 # What the page asks Gradio for. The rest of Gradio's routes is not served: its simple API, whose results anybody may
 # read who has the event's id, functions of components, streams of media, recordings, run history, monitoring.
 _SERVED = re.compile(
-    r"/gradio_api/(queue/join|queue/data|run/\w+|cancel|reset|heartbeat/\w+|upload|upload_progress|file=.+|info|app_id"
+    r"/gradio_api/(queue/join|queue/data|run/\w+|cancel|reset|heartbeat/[\w-]+|upload|upload_progress|file=.+|info|app_id"
     r"|startup-events|theme\.css)/?"
 )
 _ROOTS = ("/gradio_api", "/monitoring", "/runs", "/custom_component", "/svelte")

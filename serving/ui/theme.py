@@ -56,6 +56,7 @@ def theme() -> gr.themes.Base:
 
 
 CSS = """
+body { background: var(--body-background-fill) !important; color: var(--body-text-color); }
 .gradio-container { width: 100% !important; max-width: 1440px !important; margin: 0 auto !important; }
 .gradio-container .main.app { padding: 12px min(24px, 2vw) !important; }
 .gradio-container main { padding: 0 !important; }

@@ -13,7 +13,7 @@ from adapters.settings import Settings, load_settings
 from serving.ui.home.faces import cards
 from serving.ui.home.tab import api_lines
 from serving.ui.tables import table
-from tests.ui.browser import Server, start, visit
+from tests.ui.browser import Server, settle, start, visit
 from tests.ui.conftest import OpenPage
 
 EVIL = "<img src=x onerror=alert(1)>"
@@ -28,13 +28,13 @@ def own(tmp_path: Path) -> Iterator[Server]:
 
 
 def make_key(page: Page, name: str, *, admin: bool) -> str:
-    """Fills the form in, and reads the key off the screen."""
+    """Fill the form in, and read the key off the screen."""
     if not page.locator("#key-create").is_visible():
         page.locator("#settings-new-key button.label-wrap").click()
     page.locator("#key-name input, #key-name textarea").first.fill(name)
     page.locator(f"#key-scope input[value={'admin' if admin else 'user'}]").check()
     page.locator("#key-create").click()
-    expect(page.locator("#settings-key-table")).to_contain_text(name)
+    expect(page.locator("#settings-key-table td", has_text=re.compile(f"^{name}$"))).to_be_visible()
     shown = page.locator("#key-made input, #key-made textarea").first
     expect(shown).to_have_value(re.compile(r"^bl-[0-9a-f]{12}-.{43}$"))
     return shown.input_value()
@@ -92,19 +92,25 @@ def test_from_no_keys_to_an_admin_and_a_guest_who_is_shown_out(own: Server, brow
 
 @pytest.mark.browser
 def test_language_and_theme_are_chosen_and_stay(open_page: OpenPage) -> None:
-    page = open_page("?tab=settings", locale="zh-CN").page
+    seen = open_page("?tab=settings", locale="zh-CN")
+    page = seen.page
+    settle(seen)
     page.locator("#settings-language input[value=en]").check()
     expect(page.locator("#settings-theme")).to_contain_text("As the system")
     expect(page.locator("#settings-facts")).to_contain_text("About this server")  # the server's lines too
     expect(page.locator("#settings-language input[value=en]")).to_be_checked()
+    settle(seen)
     page.locator("#settings-theme input[value=dark]").check()
     expect(page.locator("body.dark")).to_be_visible()
+    settle(seen)
     page.reload()
     expect(page.locator("body.dark")).to_be_visible()
     expect(page.locator("#settings-theme input[value=dark]")).to_be_checked()
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") != "rgb(255, 255, 255)"
+    settle(seen)
     page.locator("#settings-language input[value='']").check()
     expect(page.locator("#settings-theme")).to_contain_text("跟随系统")
+    settle(seen)
 
 
 @pytest.mark.browser

@@ -94,9 +94,8 @@ def live_names(keys: list[ApiKey]) -> list[str]:
 
 
 def _limit(label: str) -> gr.Number:
-    return gr.Number(
-        None, label=t(label), placeholder=t("no_limit"), precision=0, minimum=1, min_width=130, elem_id=f"key-{label}"
-    )
+    # Gradio sends 0 for an empty number.
+    return gr.Number(0, label=t(label), info=t("no_limit"), precision=0, min_width=130, elem_id=f"key-{label}")
 
 
 def _limits(key: ApiKey, language: Language) -> str:

@@ -7,9 +7,9 @@ from typing import Any, Literal
 
 import gradio as gr
 
-from adapters.errors import BianlianError
+from adapters.errors import BianlianError, Forbidden, Invalid
 from adapters.settings import Settings
-from adapters.ui.tab import ViewerOf
+from adapters.ui.tab import Viewer, ViewerOf
 from adapters.ui.words import Language, language_of
 from serving.chat import ChatService
 from serving.keys import KeyStore
@@ -84,32 +84,32 @@ def _wire_creation(services: SettingsServices, form: NewKey, listed: gr.HTML, re
         request: gr.Request,
         name: str,
         scope: Literal["user", "admin"],
-        rpm: float | None,
-        tpm: float | None,
-        expires: float | None,
+        *limits: float | None,
     ) -> list[Update]:
         """[made, table, revoking, key to revoke, *the form]"""
         language = language_of(request)
-        viewer = await _require_admin(services, request, language)
-        store = services.keys
-        if not viewer.key and scope != "admin":
-            raise gr.Error(say(language, "first_admin"), print_exception=False)
+        viewer, store = await services.viewer_of(request), services.keys
+        rpm, tpm, expires = (int(limit) if limit else None for limit in limits)
         make = partial(
             store.create,
             name.strip(),
             admin=scope == "admin",
-            requests_per_minute=_whole(rpm),
-            tokens_per_minute=_whole(tpm),
+            requests_per_minute=rpm,
+            tokens_per_minute=tpm,
             expires_in_days=expires,
         )
         try:
+            _require_admin(viewer, language)
+            if not viewer.key and scope != "admin":
+                raise Invalid(say(language, "first_admin"), param="scope")
             key, text = await store.database.call(make)
         except BianlianError as error:
-            raise gr.Error(error.message, print_exception=False) from error
+            gr.Warning(error.message)
+            return [gr.skip()] * (4 + len(form.inputs))
         gr.Info(say(language, "created", name=key.name))
         if not viewer.key and services.log_in(request, text):
             gr.Info(say(language, "now_in"))
-        cleared = ["", "user", None, None, None]
+        cleared = ["", "user", 0, 0, 0]
         return [gr.Textbox(text, visible=True), *await _keys_shown(services, language), *cleared]
 
     form.create.click(create, form.inputs, [form.made, listed, revoking.row, revoking.which, *form.inputs], **QUIET)
@@ -126,11 +126,12 @@ def _wire_revoking(services: SettingsServices, listed: gr.HTML, revoking: Revoki
     async def revoke(request: gr.Request, name: str | None) -> list[Update]:
         """[table, revoking, key to revoke, *buttons]"""
         language = language_of(request)
-        await _require_admin(services, request, language)
         try:
+            _require_admin(await services.viewer_of(request), language)
             key = await services.keys.database.call(services.keys.revoke, name or "")
         except BianlianError as error:
-            raise gr.Error(error.message, print_exception=False) from error
+            gr.Warning(error.message)
+            return [gr.skip()] * (3 + len(buttons))
         gr.Info(say(language, "revoked", name=key.name))
         return [*await _keys_shown(services, language), *_asking(False)]
 
@@ -152,12 +153,6 @@ async def _keys_shown(services: SettingsServices, language: Language) -> list[Up
     return [key_table(keys, language), gr.Row(visible=bool(names)), gr.Dropdown(choices=names, value=None)]
 
 
-async def _require_admin(services: SettingsServices, request: gr.Request, language: Language) -> Any:
-    viewer = await services.viewer_of(request)
+def _require_admin(viewer: Viewer, language: Language) -> None:
     if not viewer.admin:
-        raise gr.Error(say(language, "no_admin"), print_exception=False)
-    return viewer
-
-
-def _whole(number: float | None) -> int | None:
-    return None if number is None else int(number)
+        raise Forbidden(say(language, "no_admin"), code="admin_required")

@@ -22,7 +22,7 @@ LABELS: dict[str, Both] = {
     "rpm": ("每分钟请求数", "Requests a minute"),
     "tpm": ("每分钟 token 数", "Tokens a minute"),
     "expires": ("有效天数", "Days until it expires"),
-    "no_limit": ("留空：不限", "Empty: no limit"),
+    "no_limit": ("0 为不限", "0: no limit"),
     "create": ("生成密钥", "Make the key"),
     "made": ("新密钥：现在就复制，只显示这一次", "The new key: copy it now, it is shown this once"),
     "revoke_which": ("要停用的密钥", "Key to revoke"),
