@@ -184,7 +184,8 @@ def build_app(services: Services) -> FastAPI:
         snapshot_runs=settings.snapshot_runs,
         in_use=lambda snapshot: services.registry.leases(snapshot) > 0,
     )
-    keys, metrics = Keys(settings, KeyStore(database), chat.limits), Metrics(chat, [JobFigures(queue)])
+    key_store = KeyStore(database)
+    keys, metrics = Keys(settings, key_store, chat.limits), Metrics(chat, [JobFigures(queue)])
     usage, votes = UsageBook(database, chat.usage), VoteStore(database)
     lifecycle, files, prober = AdapterLifecycle(chat), FileStore(settings.uploads), Prober(chat)
     bases = bases_for(services.base.name, settings.base)
@@ -276,7 +277,7 @@ def build_app(services: Services) -> FastAPI:
         from serving.ui.studio import Studio, studio_tabs
 
         sessions = Sessions(keys)
-        tabs = studio_tabs(Studio(settings, chat, sessions.viewer))
+        tabs = studio_tabs(Studio(settings, chat, sessions.viewer, key_store, usage, sessions.promote))
         app = mount_page(app, tabs, sessions)
     app.add_middleware(RequestLog, http=metrics.http, endpoints=endpoints)  # last, which is outermost
     return app

@@ -3,11 +3,12 @@
 import os
 import re
 import tomllib
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, PrivateAttr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 from adapters.errors import Invalid, nearest
@@ -16,12 +17,23 @@ CONFIG_FILE = "bianlian.toml"
 ENV_PREFIX = "BIANLIAN_"
 BUNDLED = Path(__file__).parent / "bundled"
 
+HIDDEN = "•••"
+
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#*\sA-Z]+")  # as browsers spell it: no path, lower case
 
 Device = Literal["auto", "cpu", "cuda"]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 Quantization = Literal["none", "8bit", "4bit"]
 LogFormat = Literal["text", "json"]
+
+
+@dataclass(frozen=True)
+class Effective:
+    """One setting as it holds: its value as text, and where that is from."""
+
+    name: str
+    value: str
+    origin: str
 
 
 class Settings(BaseSettings):
@@ -93,6 +105,8 @@ class Settings(BaseSettings):
     )
     log_format: LogFormat = Field(default="text", description="Log lines for people, or as JSON for programs.")
 
+    _given: dict[str, str] = PrivateAttr(default_factory=dict)  # by setting: where its value is from
+
     @field_validator("cors_origins")
     @classmethod
     def origins(cls, value: list[str]) -> list[str]:
@@ -144,6 +158,18 @@ class Settings(BaseSettings):
     def database_url(self) -> str:
         return self.database or f"sqlite:///{self.root / 'bianlian.db'}"
 
+    def origin(self, name: str) -> str:
+        """Where a setting's value is from: "flag", a variable "BIANLIAN_X", the file "bianlian.toml", or "default"."""
+        return self._given.get(name, "flag" if name in self.model_fields_set else "default")
+
+    def effective(self) -> list[Effective]:
+        """Every setting as it holds, fit to be shown: keys are counted, the password of a database is left out."""
+        values = {name: _as_text(getattr(self, name)) for name in type(self).model_fields}
+        values["api_key"] = f"{len(self.api_key)} × {HIDDEN}" if self.api_key else ""
+        values["admin_key"] = HIDDEN if self.admin_key else ""
+        values["database"] = re.sub(r"(://[^:/@]*:).*@", rf"\1{HIDDEN}@", self.database_url)
+        return [Effective(name, value, self.origin(name)) for name, value in values.items()]
+
     @classmethod
     def settings_customise_sources(
         cls,
@@ -166,7 +192,7 @@ def load_settings(**flags: Any) -> Settings:
                 f"unknown setting {ENV_PREFIX}{name.upper()} in the environment{nearest(name, Settings.model_fields)}"
             )
     try:
-        return Settings(**given)
+        settings = Settings(**given)
     except tomllib.TOMLDecodeError as error:
         raise Invalid(f"{CONFIG_FILE}: {error}") from error
     except ValidationError as error:
@@ -175,6 +201,16 @@ def load_settings(**flags: Any) -> Settings:
         if first["type"] == "extra_forbidden":
             raise Invalid(f"unknown setting '{name}' in {CONFIG_FILE}{nearest(name, Settings.model_fields)}") from error
         raise Invalid(f"setting '{name}': {first['msg']} (got {first['input']!r})", param=name) from error
+    in_environment = set(_env_names())
+    for name in settings.model_fields_set - set(given):
+        settings._given[name] = ENV_PREFIX + name.upper() if name in in_environment else CONFIG_FILE
+    return settings
+
+
+def _as_text(value: object) -> str:
+    if isinstance(value, list):
+        return ", ".join(str(item) for item in value)
+    return "" if value is None else str(value)
 
 
 def _env_names() -> list[str]:

@@ -25,7 +25,7 @@ def screenshot_compare(url: str, out: Path, question: str, *, dark: bool, width:
         scheme = "dark" if dark else "light"
         page = browser.new_page(viewport={"width": width, "height": height}, locale=locale, color_scheme=scheme)
         page.set_default_timeout(TIMEOUT_MS)
-        page.goto(url)
+        page.goto(f"{url}/?tab=compare")
         page.locator("#compare-question textarea").fill(question)
         page.locator("#compare-send").click()
         expect(page.locator(".stats.done")).to_have_count(2, timeout=TIMEOUT_MS)

@@ -7,6 +7,9 @@ from collections.abc import Iterable, Mapping
 from typing import Literal
 
 import gradio as gr
+from starlette.requests import Request
+
+LANGUAGE_COOKIE = "bianlian-language"  # set by the page: the server writes lines and the login in it too
 
 Language = Literal["zh", "en"]
 Both = tuple[str, str]  # Chinese, English
@@ -43,7 +46,9 @@ def translations(words: Iterable[Words]) -> gr.I18n:
     )
 
 
-def language_of(request: gr.Request) -> Language:
-    """`?lang=` of the page, else the browser's first language; anything but Chinese reads English."""
-    wanted = request.query_params.get("lang") or request.headers.get("accept-language", "")
+def language_of(request: gr.Request | Request) -> Language:
+    """`?lang=` of the page, else what the visitor chose (LANGUAGE_COOKIE), else the browser's first language; anything
+    but Chinese reads English."""
+    chosen = request.query_params.get("lang") or request.cookies.get(LANGUAGE_COOKIE)
+    wanted = chosen or request.headers.get("accept-language", "")
     return "zh" if wanted.strip().lower().startswith("zh") else "en"

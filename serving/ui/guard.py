@@ -2,14 +2,15 @@
 page load anything from another host. Pure ASGI, so that streams and disconnects pass through untouched."""
 
 import json
+import re
 from typing import Any
 
-from starlette.datastructures import MutableHeaders
-from starlette.requests import Request
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serving.ui.theme import LANGUAGE_SCRIPT
+from serving.ui.bodies import MAX_EVENT_BYTES, read_body, replay
+from serving.ui.scripts import EARLY
 
 # Gradio's templates need unsafe-eval and inline scripts; what matters is that every source is this server.
 CSP = (
@@ -17,8 +18,17 @@ CSP = (
     "img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self'; media-src 'self' data: blob:; "
     "worker-src 'self' blob:; object-src 'none'; base-uri 'self'; form-action 'self'; frame-ancestors 'self'"
 )
-MAX_EVENT_BYTES = 8 * 2**20
-_EVENTS = ("/gradio_api/queue/join", "/gradio_api/call/", "/gradio_api/run/", "/gradio_api/api/")
+
+# What the page asks Gradio for. The rest of Gradio's routes is not served: its simple API, whose results anybody may
+# read who has the event's id, functions of components, streams of media, recordings, run history, monitoring.
+_SERVED = re.compile(
+    r"/gradio_api/(queue/join|queue/data|run/\w+|cancel|reset|heartbeat/[\w-]+|upload|upload_progress|file=.+|info|app_id"
+    r"|startup-events|theme\.css)/?"
+)
+_ROOTS = ("/gradio_api", "/monitoring", "/runs", "/custom_component", "/svelte")
+_POSTED = ("/gradio_api", "/login", "/logout")
+_EVENTS = ("/gradio_api/queue/join", "/gradio_api/run/")
+_OWN_PAGES = (None, "same-origin", "none")  # Sec-Fetch-Site: absent where it is no browser
 
 
 class UiGuard:
@@ -31,14 +41,23 @@ class UiGuard:
         path: str = scope["path"]
         if _fetches(path):
             return await _refuse(403, "this server does not fetch other addresses")(scope, receive, send)
+        if path.startswith(_ROOTS) and not _SERVED.fullmatch(path):
+            return await _refuse(404, "not found; programs use the API under /v1")(scope, receive, send)
+        if scope["method"] == "POST" and path.startswith(_POSTED) and _from_elsewhere(scope):
+            return await _refuse(403, "only this server's own page may do that")(scope, receive, send)
         if scope["method"] == "POST" and path.startswith(_EVENTS):
-            body = await _read(Request(scope, receive))
+            body = await read_body(scope, receive)
             if body is None:
                 return await _refuse(413, f"an event may have {MAX_EVENT_BYTES} bytes")(scope, receive, send)
             if _forged(body):
                 return await _refuse(403, "this event names a file or component it may not")(scope, receive, send)
-            receive = _replay(body, receive)
-        await self.app(scope, receive, _Page(send) if path == "/" else _with_csp(send))
+            receive = replay(body, receive)
+        await self.app(scope, receive, _Page(send) if path == "/" else _guarded(send))
+
+
+def _from_elsewhere(scope: Scope) -> bool:
+    """Whether a browser sent it for a page of another origin, which may do so without being asked for leave."""
+    return Headers(scope=scope).get("sec-fetch-site") not in _OWN_PAGES
 
 
 def _fetches(path: str) -> bool:
@@ -46,16 +65,6 @@ def _fetches(path: str) -> bool:
         if path.startswith(route) and path[len(route) :].lstrip(" /\\").lower().startswith(("http:", "https:")):
             return True
     return False
-
-
-async def _read(request: Request) -> bytes | None:
-    """The whole body, None when it is larger than an event may be."""
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > MAX_EVENT_BYTES:
-            return None
-    return bytes(body)
 
 
 def _forged(body: bytes) -> bool:
@@ -82,20 +91,7 @@ def _refuse(status: int, reason: str) -> JSONResponse:
     return JSONResponse({"detail": reason}, status)
 
 
-def _replay(body: bytes, receive: Receive) -> Receive:
-    given = False
-
-    async def again() -> Message:
-        nonlocal given
-        if given:
-            return await receive()
-        given = True
-        return {"type": "http.request", "body": body, "more_body": False}
-
-    return again
-
-
-def _with_csp(send: Send) -> Send:
+def _guarded(send: Send) -> Send:
     async def guarded(message: Message) -> None:
         if message["type"] == "http.response.start":
             _add_headers(message)
@@ -122,6 +118,7 @@ class _Page:
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             _add_headers(message)
+            MutableHeaders(scope=message)["Cache-Control"] = "no-store"  # who logs out leaves no page behind
             self.start = message
             return
         assert self.start is not None
@@ -131,7 +128,7 @@ class _Page:
         headers = MutableHeaders(scope=self.start)
         page = bytes(self.body)
         if headers.get("content-type", "").startswith("text/html") and "content-encoding" not in headers:
-            page = page.replace(b"<head>", b"<head>" + LANGUAGE_SCRIPT.encode(), 1)
+            page = page.replace(b"<head>", b"<head>" + EARLY.encode(), 1)
             headers["content-length"] = str(len(page))
         await self.send(self.start)
         await self.send({"type": "http.response.body", "body": page})

@@ -9,9 +9,11 @@ from adapters.ui.tab import Tab
 from adapters.ui.words import translations
 from serving.ui.guard import UiGuard
 from serving.ui.login import Login, Sessions
+from serving.ui.owners import OwnSessions
 from serving.ui.page import build_page
+from serving.ui.scripts import HEAD
 from serving.ui.texts import WORDS
-from serving.ui.theme import CSS, HEAD, theme
+from serving.ui.theme import CSS, theme
 
 MAX_UPLOAD = "200mb"
 
@@ -35,9 +37,10 @@ def mount_page(app: FastAPI, tabs: Sequence[Tab], sessions: Sessions) -> FastAPI
         mcp_server=False,
         i18n=translations([WORDS, *(tab.words for tab in tabs)]),
         theme=theme(),
-        css=CSS,
+        css="\n".join([CSS, *(tab.css for tab in tabs)]),
         head=HEAD,
     )
+    app.add_middleware(OwnSessions, sessions=sessions)
     app.add_middleware(Login, sessions=sessions)
     app.add_middleware(UiGuard)
     return app

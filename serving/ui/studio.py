@@ -1,13 +1,24 @@
 """The tabs of this floor, in the order in which they stand."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+
+import gradio as gr
 
 from adapters.settings import Settings
 from adapters.ui.tab import Tab, ViewerOf
 from serving.chat import ChatService
+from serving.keys import KeyStore
 from serving.ui.chat_tab import chat_tab
 from serving.ui.compare_tab import compare_tab
+from serving.ui.home.css import CSS as HOME_CSS
+from serving.ui.home.tab import home_tab
+from serving.ui.home.words import HOME
+from serving.ui.settings.css import CSS as SETTINGS_CSS
+from serving.ui.settings.tab import SettingsServices, settings_tab
+from serving.ui.settings.words import SETTINGS
 from serving.ui.texts import CHAT, COMPARE
+from serving.usage import UsageBook
 
 
 @dataclass(frozen=True)
@@ -17,10 +28,22 @@ class Studio:
     settings: Settings
     chat: ChatService
     viewer_of: ViewerOf
+    keys: KeyStore
+    usage: UsageBook
+    log_in: Callable[[gr.Request, str], bool]
 
 
 def studio_tabs(studio: Studio) -> list[Tab]:
     return [
-        Tab("compare", COMPARE, lambda page: compare_tab(studio.chat, page)),
+        Tab("home", HOME, lambda page: home_tab(studio.chat, studio.viewer_of, page), HOME_CSS),
         Tab("chat", CHAT, lambda page: chat_tab(studio.chat, page)),
+        Tab("compare", COMPARE, lambda page: compare_tab(studio.chat, page)),
+        settings_of(studio),
     ]
+
+
+def settings_of(studio: Studio) -> Tab:
+    services = SettingsServices(
+        studio.settings, studio.chat, studio.viewer_of, studio.keys, studio.usage, studio.log_in
+    )
+    return Tab("settings", SETTINGS, lambda page: settings_tab(services, page), SETTINGS_CSS)

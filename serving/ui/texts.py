@@ -51,8 +51,15 @@ LINES: dict[str, Both] = {
     "greeting": ("与 {name} 聊聊", "Chat with {name}"),
     "nothing": ("先说点什么吧", "say something first"),
     "login": ("访问密钥", "Access key"),
+    "login_subtitle": ("一个底座，百变面孔", "One base model, many faces"),
+    "login_hint": (
+        "密钥由管理员发放：bianlian keys create 名称",
+        "Keys are given out by the administrator: bianlian keys create NAME",
+    ),
     "enter": ("进入", "Enter"),
     "wrong_key": ("密钥不对，或已停用", "This key is wrong, or no longer valid"),
+    "slow_down": ("试错太多次，请 {seconds} 秒后再试", "Too many wrong keys; try again in {seconds} seconds"),
+    "ended": ("登录已失效，请重新进入", "Your session has ended; log in again"),
 }
 
 QUESTIONS: tuple[tuple[str, ...], tuple[str, ...]] = (

@@ -1,5 +1,5 @@
 """How the page looks: fonts of the system, colours with enough contrast in light and dark, and the few lines of
-CSS and script that Gradio's own widgets need to be readable on a projector and by a screen reader."""
+CSS that Gradio's own widgets need to be readable on a projector. What one tab alone needs is in its own package."""
 
 import gradio as gr
 
@@ -56,6 +56,7 @@ def theme() -> gr.themes.Base:
 
 
 CSS = """
+body { background: var(--body-background-fill) !important; color: var(--body-text-color); }
 .gradio-container { width: 100% !important; max-width: 1440px !important; margin: 0 auto !important; }
 .gradio-container .main.app { padding: 12px min(24px, 2vw) !important; }
 .gradio-container main { padding: 0 !important; }
@@ -83,20 +84,3 @@ CSS = """
 .prose.chatbot { opacity: 1 !important; }
 .token { color: inherit !important; }
 """
-
-# Runs before anything else on the page: Gradio reads the language once, and knows zh-CN but neither zh nor zh-SG.
-LANGUAGE_SCRIPT = """<script>(() => {
-  const asked = new URLSearchParams(location.search).get('lang');
-  const mine = l => /^zh/i.test(l) ? 'zh-CN' : l;
-  const list = [...(asked ? [asked] : []), ...navigator.languages].map(mine);
-  Object.defineProperty(navigator, 'languages', { get: () => list });
-  Object.defineProperty(navigator, 'language', { get: () => list[0] });
-  document.documentElement.lang = list[0] || 'en';
-})();</script>"""
-
-# Gradio 6.31 leaves some icon buttons without a name.
-HEAD = """<script>(() => {
-  const name = () => document.querySelectorAll('button.icon-button[aria-label=""], button:not([aria-label])[title]')
-    .forEach(b => b.setAttribute('aria-label', b.title || 'button'));
-  new MutationObserver(name).observe(document.documentElement, { childList: true, subtree: true });
-})();</script>"""

@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 import uvicorn
-from playwright.sync_api import BrowserContext, Page, expect
+from playwright.sync_api import BrowserContext, Page, Request, expect
 from playwright.sync_api import TimeoutError as PlaywrightTimeout
 
 import app
@@ -47,6 +47,7 @@ class Visit:
     page: Page
     requests: list[str] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
+    pending: set[Request] = field(default_factory=set)
 
     def assert_kept_to(self, url: str) -> None:
         """No other host was asked for anything, and the console has no error."""
@@ -73,6 +74,9 @@ def visit(context: BrowserContext, url: str) -> Visit:
     page.set_default_timeout(TIMEOUT_MS)
     seen = Visit(page)
     page.on("request", lambda request: seen.requests.append(request.url))
+    page.on("request", seen.pending.add)
+    page.on("requestfinished", seen.pending.discard)
+    page.on("requestfailed", seen.pending.discard)
     page.on("console", lambda line: seen.errors.append(line.text) if line.type == "error" else None)
     page.on("pageerror", lambda error: seen.errors.append(str(error)))
     page.goto(url)
@@ -80,6 +84,16 @@ def visit(context: BrowserContext, url: str) -> Visit:
     with suppress(PlaywrightTimeout):
         page.wait_for_load_state("networkidle", timeout=5_000)
     return seen
+
+
+def settle(seen: Visit, quiet_s: float = 0.3, patience_s: float = 20) -> None:
+    """Until nothing is asked of the server, for a moment. A page that is left earlier logs errors of Gradio's; some
+    asset is now and then open for long, so patience ends."""
+    began = since = time.monotonic()
+    while time.monotonic() - since < quiet_s and time.monotonic() - began < patience_s:
+        seen.page.wait_for_timeout(50)
+        if seen.pending:
+            since = time.monotonic()
 
 
 def said(page: Page, log: str) -> str:

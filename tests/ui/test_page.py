@@ -74,7 +74,7 @@ def visitor(browser: Browser, server: Server) -> Iterator[Visit]:
     """Someone at a Chinese browser with the page open. Leaves without console errors and without having asked
     any other host for anything."""
     context = browser.new_context(locale="zh-CN", viewport={"width": 1440, "height": 900})
-    seen = visit(context, server.url)
+    seen = visit(context, f"{server.url}/?tab=compare")
     expect(seen.page.locator("#compare-send")).to_be_visible()
     yield seen
     context.close()
@@ -133,7 +133,7 @@ def test_stop_ends_both_lanes_and_frees_the_engine(visitor: Visit, server: Serve
 @pytest.mark.browser
 def test_leaving_the_page_frees_the_engine(browser: Browser, server: Server) -> None:
     context = browser.new_context(locale="zh-CN")
-    seen = visit(context, server.url)
+    seen = visit(context, f"{server.url}/?tab=compare")
     seen.page.locator("#compare-question textarea").fill("讲个故事")
     seen.page.locator("#compare-send").click()
     seen.page.wait_for_function("document.querySelectorAll('#lane-0-log .message.bot').length > 0")
@@ -244,7 +244,7 @@ def test_thoughts_are_folded_away_and_no_part_of_the_conversation(tmp_path: Path
 @pytest.mark.parametrize(("locale", "label"), [("zh", "发送"), ("zh-SG", "发送"), ("en-GB", "Send"), ("fr", "Send")])
 def test_the_page_speaks_the_browsers_language(browser: Browser, server: Server, locale: str, label: str) -> None:
     context = browser.new_context(locale=locale, viewport={"width": 390, "height": 844})
-    page = visit(context, server.url).page
+    page = visit(context, f"{server.url}/?tab=compare").page
     expect(page.locator("#compare-send")).to_have_text(label)
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     context.close()
@@ -387,7 +387,7 @@ def test_with_a_key_the_page_asks_for_it(
         assert post(f"{guarded.url}/gradio_api/queue/join", join)[0] == 401
         assert exchange(urllib.request.Request(f"{guarded.url}/login", b"password=wrong"))[0] == 401
         context = browser.new_context(locale="zh-CN")
-        page = visit(context, guarded.url).page
+        page = visit(context, f"{guarded.url}/?tab=compare").page
         page.locator("input[type=password]").fill(KEY)
         page.locator("button").first.click()
         expect(page.locator("#compare-send")).to_be_visible()

@@ -1,0 +1,1 @@
+"""Language and theme, who one is here, keys and their usage, and what the server runs with."""
