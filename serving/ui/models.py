@@ -29,8 +29,11 @@ def picker(chat: ChatService, value: str, elem_id: str) -> gr.Dropdown:
 
 
 def refreshed(chat: ChatService, value: str | None, language: Language) -> gr.Dropdown:
-    """The picker with today's choices; what is chosen stays chosen while it is still offered."""
+    """The picker with today's choices; what is chosen stays chosen while it can answer: also an older version or a
+    snapshot, which no list has."""
     offered = choices(chat, language)
+    if value and value not in [model for _, model in offered] and _is_offered(chat, value):
+        offered.append((value, value))
     kept = value if value in [model for _, model in offered] else chat.base.name
     return gr.Dropdown(choices=offered, value=kept)
 

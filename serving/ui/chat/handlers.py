@@ -1,0 +1,205 @@
+"""What happens when somebody asks, stops, or turns to another conversation."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
+from typing import Any
+
+import gradio as gr
+
+from adapters.errors import BianlianError, Invalid
+from serving.conversations import Manner
+from serving.ui.chat.drawing import ChatServices, Drawing, Updates, Visitor
+from serving.ui.chat.layout import NONE, OWN, Widgets
+from serving.ui.models import first_adapter
+from serving.ui.sampling import params_from
+from serving.ui.texts import say as say_common
+from serving.ui.turns import HEARTBEAT_S, UPDATE_S
+
+Steps = AsyncIterator[Updates]
+
+
+class Handlers:
+    """Every public method is one event. Generators show an answer while it grows; they only watch, and may be left at
+    any time."""
+
+    def __init__(self, services: ChatServices, widgets: Widgets):
+        self.services = services
+        self.conversations = services.conversations
+        self.widgets = widgets
+        self.drawing = Drawing(services, widgets)
+        self._watching: dict[str, object] = {}  # by browser session; a watch ends when it is no more the latest
+
+    async def load(self, request: gr.Request) -> Steps:
+        """The page is opened: with the conversation that its address names, or a new one with its model."""
+        asked = request.query_params if request.query_params.get("tab") == "chat" else {}
+        visitor = await self.drawing.visitor(request, asked.get("c", ""))
+        model = asked.get("model") or first_adapter(self.services.chat)
+        try:
+            updates = await self.drawing.everything(visitor, model)
+        except BianlianError as error:
+            gr.Warning(error.message)
+            visitor = replace(visitor, conversation_id="")
+            updates = await self.drawing.everything(visitor, model)
+        updates |= self.drawing.rights(visitor.viewer)
+        if not visitor.conversation_id:
+            updates |= self.drawing.prompt(OWN, "", await self.drawing.saved(visitor.viewer))
+        yield updates
+        async for step in self._watch(request, visitor):
+            yield step
+
+    async def ask(
+        self, request: gr.Request, question: str, conversation: str, search: str, everyone: bool, *settings: Any
+    ) -> Steps:
+        visitor = await self.drawing.visitor(request, conversation, search, everyone)
+        async for step in self._ask(request, visitor, question, settings):
+            yield step
+
+    async def act(
+        self, request: gr.Request, event: gr.EventData, conversation: str, search: str, everyone: bool, *settings: Any
+    ) -> Steps:
+        """A button of the transcript or the welcome, or a line of the list."""
+        done: dict[str, str] = event._data
+        visitor = await self.drawing.visitor(request, conversation, search, everyone)
+        async for step in self._act(request, visitor, done, settings):
+            yield step
+
+    async def new(self, request: gr.Request, search: str, everyone: bool, model: str) -> Updates:
+        visitor = await self.drawing.visitor(request, "", search, everyone)
+        self._watching.pop(request.session_hash, None)
+        return await self.drawing.everything(visitor, model) | {self.widgets.talk.question: ""}
+
+    async def stop(self, request: gr.Request, conversation: str) -> None:
+        visitor = await self.drawing.visitor(request, conversation)
+        if conversation:
+            await self.conversations.stop(visitor.viewer, conversation)
+
+    async def meet(self, request: gr.Request, conversation: str, model: str) -> Updates:
+        """Another model is chosen: it introduces itself, or answers from here on."""
+        visitor = await self.drawing.visitor(request, conversation)
+        if conversation:
+            return await self.drawing.own_prompt(model, visitor.language)
+        return await self.drawing.everything(visitor, model)
+
+    async def _act(
+        self, request: gr.Request, visitor: Visitor, done: dict[str, str], settings: tuple[Any, ...]
+    ) -> Steps:
+        conversations, viewer, here = self.conversations, visitor.viewer, visitor.conversation_id
+        text, message_id = done["text"], int(done["id"]) if done["id"].isdigit() else 0
+        match done["do"]:
+            case "sample":
+                steps = self._ask(request, visitor, text, settings)
+            case "edit":
+                steps = self._begin(
+                    request,
+                    visitor,
+                    settings,
+                    lambda manner: conversations.edit(viewer, here, message_id, text, manner),
+                )
+            case "again":
+                steps = self._begin(
+                    request,
+                    visitor,
+                    settings,
+                    lambda manner: conversations.regenerate(viewer, here, message_id, manner),
+                )
+            case "show":
+                steps = self._show(request, visitor, message_id)
+            case "open":
+                steps = self._open(request, replace(visitor, conversation_id=done["id"]))
+            case "pick":
+                steps = self._open(request, replace(visitor, conversation_id=""), done["model"])
+            case other:
+                raise Invalid(f"there is no button '{other[:40]}'")
+        async for step in steps:
+            yield step
+
+    async def _ask(self, request: gr.Request, visitor: Visitor, question: str, settings: tuple[Any, ...]) -> Steps:
+        if not question.strip():
+            gr.Warning(say_common(visitor.language, "nothing"))
+            yield gr.skip()
+            return
+        asked = self._begin(
+            request,
+            visitor,
+            settings,
+            lambda manner: self.conversations.ask(visitor.viewer, visitor.conversation_id, question, manner),
+        )
+        async for step in asked:
+            yield step
+
+    async def _begin(
+        self,
+        request: gr.Request,
+        visitor: Visitor,
+        settings: tuple[Any, ...],
+        begin: Callable[[Manner], Awaitable[str]],
+    ) -> Steps:
+        """Start an answer and show it. What is refused says why and changes nothing: the question stays in its box."""
+        try:
+            conversation_id = await begin(self._manner(settings))
+        except BianlianError as error:
+            gr.Warning(error.message)
+            yield gr.skip()
+            return
+        visitor = replace(visitor, conversation_id=conversation_id)
+        yield await self.drawing.talk(visitor) | {self.widgets.talk.question: ""}
+        async for step in self._watch(request, visitor):
+            yield step
+
+    async def _open(self, request: gr.Request, visitor: Visitor, model: str | None = None) -> Steps:
+        """Show a conversation, and the answer that may be growing in it."""
+        try:
+            yield await self.drawing.everything(visitor, model)
+        except BianlianError as error:
+            gr.Warning(error.message)
+            yield await self.drawing.list(visitor)
+            return
+        async for step in self._watch(request, visitor):
+            yield step
+
+    async def _watch(self, request: gr.Request, visitor: Visitor) -> Steps:
+        """The running answer until it ends, or until the same browser session watches something else."""
+        watch = self._watching[request.session_hash] = object()
+        try:
+            running = self.conversations.running(visitor.conversation_id)
+            drawn, silent_s = -1, 0.0
+            while running and not running.task.done():
+                await asyncio.wait([running.task], timeout=UPDATE_S)
+                if self._watching.get(request.session_hash) is not watch:
+                    return
+                silent_s += UPDATE_S
+                if running.progress.tokens != drawn:
+                    drawn, silent_s = running.progress.tokens, 0.0
+                    yield self.drawing.live(running, visitor.language)
+                elif silent_s >= HEARTBEAT_S:  # Gradio notices a closed page only when something is sent
+                    silent_s = 0.0
+                    yield gr.skip()
+            if running:
+                try:
+                    yield await self.drawing.talk(visitor)
+                except BianlianError:  # deleted meanwhile, in another window
+                    yield await self.drawing.talk(replace(visitor, conversation_id=""))
+        finally:
+            if self._watching.get(request.session_hash) is watch:
+                del self._watching[request.session_hash]
+
+    async def _show(self, request: gr.Request, visitor: Visitor, message_id: int) -> Steps:
+        """Turn to the branch through a message."""
+        history = self.conversations.history
+        try:
+            await history.database.call(history.show, visitor.viewer, visitor.conversation_id, message_id)
+            yield await self.drawing.talk(visitor)
+        except BianlianError as error:
+            gr.Warning(error.message)
+            yield gr.skip()
+            return
+        async for step in self._watch(request, visitor):
+            yield step
+
+    def _manner(self, settings: tuple[Any, ...]) -> Manner:
+        """`settings` are the values of the model picker and of `Drawer.settings`."""
+        model, preset, system, strength, *sampling, seed = settings
+        params, max_tokens = params_from(self.services.chat, (*sampling,), seed)
+        prompt = None if preset == OWN else "" if preset == NONE else (system or "").strip()
+        return Manner(model, params, prompt, max_tokens, float(strength))
