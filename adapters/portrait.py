@@ -132,7 +132,7 @@ def _clean_element(element: ElementTree.Element, depth: int) -> ElementTree.Elem
     clean = ElementTree.Element(name, element.attrib)
     if name in ("title", "desc"):
         clean.text = element.text
-    clean.extend(_clean_element(child, depth - 1) for child in element)
+    clean.extend([_clean_element(child, depth - 1) for child in element])
     return clean
 
 
@@ -141,11 +141,11 @@ def _check_png(data: bytes) -> None:
         raise ValueError("it is neither SVG nor PNG; convert it")
     at, kinds = len(_PNG), list[bytes]()
     while at < len(data):
-        if at + 12 > len(data):
+        length, kind = struct.unpack_from(">I4s", data, at) if at + 12 <= len(data) else (len(data), b"")
+        if at + 12 + length > len(data):
             raise ValueError("it is cut off")
-        length, kind = struct.unpack_from(">I4s", data, at)
         body = data[at + 4 : at + 8 + length]
-        if len(body) < 4 + length or data[at + 8 + length : at + 12 + length] != struct.pack(">I", zlib.crc32(body)):
+        if data[at + 8 + length : at + 12 + length] != struct.pack(">I", zlib.crc32(body)):
             raise ValueError("it is damaged")
         if not kinds:
             if kind != b"IHDR" or length != 13:

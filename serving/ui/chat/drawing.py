@@ -19,7 +19,7 @@ from serving.ui.chat.layout import CUSTOM, NONE, OWN, SAVED, Widgets, preset_cho
 from serving.ui.chat.side import conversation_list
 from serving.ui.chat.transcript import answer_bubble, settled
 from serving.ui.chat.words import say
-from serving.ui.models import refreshed
+from serving.ui.models import offer
 
 Update = Any  # what a handler gives a component: its value, or gr.update(...)
 Updates = dict[Any, Update]  # by component
@@ -109,8 +109,9 @@ class Drawing:
     async def settings(self, visitor: Visitor, conversation: Conversation | None, model: str | None) -> Updates:
         """Model and system prompt as the conversation has them, or the model's own to begin with."""
         wanted = conversation.model if conversation else model
-        picker = await asyncio.to_thread(refreshed, self.services.chat, wanted, visitor.language)
-        drawn = {self.widgets.head.model: picker} | await self.own_prompt(str(picker.value), visitor.language)
+        choices, kept = await asyncio.to_thread(offer, self.services.chat, wanted, visitor.language)
+        drawn: Updates = {self.widgets.head.model: gr.Dropdown(choices=choices, value=kept)}
+        drawn |= await self.own_prompt(kept, visitor.language)
         if conversation:
             saved = await self.saved(visitor.viewer)
             preset, text = _preset_of(conversation.system, saved)
