@@ -14,7 +14,7 @@ from serving.conversation import Conversation, StoredMessage
 from serving.conversations import Conversations, RunningAnswer
 from serving.files import FileStore
 from serving.system_prompts import SystemPrompts
-from serving.ui.chat.faces import Face, avatar_styles, face_of, faces, welcome
+from serving.ui.chat.faces import avatar_styles, face_of, faces, welcome
 from serving.ui.chat.layout import CUSTOM, NONE, OWN, SAVED, Widgets, preset_choices
 from serving.ui.chat.side import conversation_list
 from serving.ui.chat.transcript import answer_bubble, settled
@@ -120,7 +120,8 @@ class Drawing:
 
     async def own_prompt(self, model: str, language: Language) -> Updates:
         face = await asyncio.to_thread(face_of, self.services.chat, model, language)
-        return {self.widgets.drawer.own_prompt: gr.HTML(_own_prompt(face, language))}
+        text = say(language, "own", text=face.own_prompt) if face.own_prompt else ""
+        return {self.widgets.drawer.own_prompt: gr.HTML(f"<p>{escape(text)}</p>", visible=bool(text))}
 
     async def saved(self, viewer: Viewer) -> dict[str, str]:
         prompts = self.services.prompts
@@ -185,7 +186,3 @@ def _preset_of(system: str | None, saved: dict[str, str]) -> tuple[str, str]:
         return NONE, ""
     name = next((name for name, text in saved.items() if text == system), None)
     return (SAVED + name if name else CUSTOM), system
-
-
-def _own_prompt(face: Face, language: Language) -> str:
-    return f"<p>{escape(say(language, 'own', text=face.own_prompt))}</p>" if face.own_prompt else ""

@@ -11,7 +11,7 @@ from serving.history import MAX_TITLE
 from serving.system_prompts import MAX_NAME
 from serving.ui.chat.script import BUTTONS, TRANSCRIPT
 from serving.ui.chat.words import t
-from serving.ui.models import first_adapter, picker
+from serving.ui.models import choices, first_adapter
 from serving.ui.question import question_row
 from serving.ui.sampling import sampling_drawer
 from serving.ui.texts import t as t_common
@@ -92,7 +92,7 @@ def lay_out(chat: ChatService) -> Widgets:
         with gr.Column(scale=1, min_width=250, elem_id="chat-side"):
             side = _side()
         with gr.Column(scale=4, min_width=300):
-            with gr.Row():
+            with gr.Row(equal_height=True):
                 head = _head(chat)
             talk = _talk()
             with gr.Accordion(t("drawer"), open=False, elem_id="chat-drawer"):
@@ -127,13 +127,22 @@ def _side() -> Side:
         form = gr.Radio([(t(name), name) for name in EXPORT_FORMATS], value=EXPORT_FORMATS[0], label=t("format"))
         download = gr.Button(t("download"), size="sm", elem_id="chat-download")
         reuse = gr.Button(t("reuse"), size="sm", elem_id="chat-reuse")
-        note = gr.HTML(elem_id="chat-note")
+        note = gr.HTML(elem_id="chat-note", padding=False)
     file = gr.Textbox(visible=False)
     return Side(toggle, new, search, everyone, listed, scope, form, download, reuse, note, file)
 
 
 def _head(chat: ChatService) -> Head:
-    model = picker(chat, first_adapter(chat), "chat-model")
+    plain: dict[str, Any] = {"container": False, "show_label": False}
+    model = gr.Dropdown(
+        choices(chat),
+        value=first_adapter(chat),
+        label=t_common("model"),
+        scale=3,
+        min_width=200,
+        elem_id="chat-model",
+        **plain,
+    )
     title = gr.Textbox(
         label=t("name"),
         placeholder=t("name_hint"),
@@ -142,12 +151,11 @@ def _head(chat: ChatService) -> Head:
         scale=4,
         min_width=180,
         elem_id="chat-title",
+        **plain,
     )
-    delete = gr.Button(t("delete"), size="sm", scale=0, min_width=90, visible=False, elem_id="chat-delete")
-    really = gr.Button(
-        t("really_delete"), size="sm", scale=0, min_width=110, variant="stop", visible=False, elem_id="chat-really"
-    )
-    keep = gr.Button(t("keep"), size="sm", scale=0, min_width=90, visible=False, elem_id="chat-keep")
+    delete = gr.Button(t("delete"), scale=0, min_width=90, visible=False, elem_id="chat-delete")
+    really = gr.Button(t("really_delete"), scale=0, min_width=110, variant="stop", visible=False, elem_id="chat-really")
+    keep = gr.Button(t("keep"), scale=0, min_width=90, visible=False, elem_id="chat-keep")
     return Head(model, title, delete, really, keep)
 
 
@@ -168,11 +176,14 @@ def _drawer(chat: ChatService) -> Drawer:
         prompt_name = gr.Textbox(label=t("prompt_name"), max_length=MAX_NAME, visible=False, elem_id="chat-prompt-name")
         save_prompt = gr.Button(t("save_prompt"), size="sm", visible=False, scale=0, elem_id="chat-save-prompt")
         delete_prompt = gr.Button(t("delete_prompt"), size="sm", visible=False, scale=0, elem_id="chat-delete-prompt")
-    own_prompt = gr.HTML(elem_id="chat-own-prompt")
+    own_prompt = gr.HTML(visible=False, elem_id="chat-own-prompt")
     system = gr.Textbox(
         label=t("system_text"), placeholder=t("system_hint"), lines=2, max_lines=8, visible=False, elem_id="chat-system"
     )
     strength = gr.Slider(0, MAX_SCALE, 1, step=0.05, label=t("strength"), elem_id="chat-strength")
     sampling = sampling_drawer(chat)
-    seed = gr.Number(None, label=t_common("seed"), info=t_common("seed_chat_info"), precision=0, elem_id="chat-seed")
+    # Without a placeholder Gradio shows, and then sends, 0.
+    seed = gr.Number(
+        None, label=t_common("seed"), placeholder=t_common("seed_chat_info"), precision=0, elem_id="chat-seed"
+    )
     return Drawer(preset, own_prompt, system, prompt_name, save_prompt, delete_prompt, strength, sampling, seed)

@@ -1,11 +1,14 @@
 """How the Chat tab looks."""
 
 CSS = """
-#chat-scroll { height: max(320px, calc(100dvh - 330px)); overflow-y: auto; flex-wrap: nowrap; padding: 4px 12px;
+#chat-scroll { height: max(320px, calc(100dvh - 300px)); overflow-y: auto; flex-wrap: nowrap; padding: 4px 12px;
                border: 1px solid var(--border-color-primary); border-radius: var(--block-radius);
                background: var(--background-fill-primary); }
 #chat-scroll .html-container { padding: 0 !important; }
 #chat-log, #chat-live { border: 0; overflow: visible; }
+#chat-faces { display: none; }
+#chat-scroll button, #chat-scroll img { margin: 0; }
+#chat-scroll button { font-weight: 400; }
 #chat-scroll .message { display: flex; gap: 10px; margin: 14px 0; }
 #chat-scroll .message.user { justify-content: flex-end; }
 #chat-scroll .body { min-width: 0; max-width: min(80ch, 100%); }
@@ -19,6 +22,7 @@ CSS = """
 #chat-scroll .message.user .said { white-space: pre-wrap; padding: 8px 14px; border-radius: 14px 14px 4px 14px;
                                    background: var(--color-accent-soft); color: var(--body-text-color); }
 #chat-scroll .avatar { flex: 0 0 36px; width: 36px; height: 36px; border-radius: 50%; background-size: cover; }
+#chat-scroll .stats { padding: 0; } #chat-scroll .bot .tools > :first-child { padding-left: 0; }
 #chat-scroll .silent { color: var(--body-text-color-subdued); }
 #chat-scroll .tools { display: flex; flex-wrap: wrap; gap: 2px 10px; align-items: center; min-height: 1.6em; }
 #chat-scroll .tools button, #chat-scroll .tools summary { font-size: .85rem; padding: 2px 4px; border-radius: 4px;
@@ -29,11 +33,13 @@ CSS = """
 #chat-scroll .versions { display: inline-flex; align-items: center; font-variant-numeric: tabular-nums;
                          font-size: .85rem; color: var(--body-text-color-subdued); }
 #chat-scroll .versions button { font-size: 1.1rem; line-height: 1; padding: 2px 8px; }
-#chat-scroll .edit[open] { flex-basis: 100%; display: grid; gap: 6px; min-width: min(60ch, 70vw); }
-#chat-scroll .edit textarea { width: 100%; font: inherit; padding: 8px; border-radius: 6px;
+#chat-scroll .message.user .tools { justify-content: flex-end; }
+#chat-scroll .edit { text-align: right; } #chat-scroll .edit[open] { flex-basis: 100%; min-width: min(60ch, 72vw); }
+#chat-scroll .edit textarea { width: 100%; margin-top: 4px; font: inherit; padding: 8px; border-radius: 6px;
     color: var(--body-text-color);
     background: var(--input-background-fill); border: 1px solid var(--border-color-primary); }
-#chat-scroll .edit button { justify-self: end; color: white; background: var(--primary-700); padding: 4px 14px; }
+#chat-scroll .edit button { display: block; margin: 4px 0 0 auto; padding: 4px 14px; color: white;
+    background: var(--primary-700); }
 #chat-scroll .edit button:hover { color: white; text-decoration: none; background: var(--primary-800); }
 #chat-scroll .thoughts { margin-bottom: 6px; color: var(--body-text-color-subdued); font-size: .95rem; }
 #chat-scroll .thoughts summary { cursor: pointer; }
@@ -71,7 +77,7 @@ CSS = """
 #chat-list h3 { margin: 8px 4px 2px; font-size: .8rem; font-weight: 600; color: var(--body-text-color-subdued); }
 #chat-list ul { list-style: none; margin: 0; padding: 0; }
 #chat-list li { margin: 0; }
-#chat-list a { display: grid; padding: 6px 8px; border-radius: 6px; text-decoration: none;
+#chat-list a { display: grid; text-align: left; padding: 6px 8px; border-radius: 6px; text-decoration: none;
     color: var(--body-text-color); }
 #chat-list a:hover { background: var(--background-fill-secondary); }
 #chat-list a[aria-current] { background: var(--color-accent-soft); }
@@ -79,7 +85,6 @@ CSS = """
 #chat-list a small { color: var(--body-text-color-subdued); font-size: .8rem; }
 #chat-list .empty, #chat-note, #chat-own-prompt { color: var(--body-text-color-subdued); font-size: .9rem; }
 #chat-title textarea, #chat-title input { font-weight: 600; font-size: 1.05rem; }
-#chat-title, #chat-delete, #chat-really, #chat-keep { align-self: end; }
 #chat-list-toggle { display: none; }
 @media (max-width: 767px) {
   #chat-list-toggle { display: block; }

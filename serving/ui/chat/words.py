@@ -54,7 +54,7 @@ LINES: dict[str, Both] = {
     "later": ("下一个版本", "Later version"),
     "interrupted": ("服务器中途停止，答案不完整", "the server stopped halfway through this answer"),
     "silent": ("（没有内容）", "(nothing said)"),
-    "no_conversations": ("还没有对话。在右边提个问题吧。", "No conversations yet. Ask something to begin."),
+    "no_conversations": ("还没有对话，提个问题就开始了。", "No conversations yet. Ask something to begin."),
     "nothing_found": ("没有找到“{words}”。换个词试试。", "Nothing found for “{words}”. Try another word."),
     "more": ("只列出最近 {n} 个；更早的请搜索。", "The latest {n} are listed; search for earlier ones."),
     "today": ("今天", "Today"),
