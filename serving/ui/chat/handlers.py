@@ -71,8 +71,10 @@ class Handlers:
 
     async def stop(self, request: gr.Request, conversation: str) -> None:
         visitor = await self.drawing.visitor(request, conversation)
-        if conversation:
+        try:
             await self.conversations.stop(visitor.viewer, conversation)
+        except BianlianError as error:
+            gr.Warning(error.message)
 
     async def meet(self, request: gr.Request, conversation: str, model: str) -> Updates:
         """Another model is chosen: it introduces itself, or answers from here on."""
@@ -200,6 +202,14 @@ class Handlers:
     def _manner(self, settings: tuple[Any, ...]) -> Manner:
         """`settings` are the values of the model picker and of `Drawer.settings`."""
         model, preset, system, strength, *sampling, seed = settings
-        params, max_tokens = params_from(self.services.chat, (*sampling,), seed)
+        params, max_tokens = params_from(self.services.chat, (*sampling,), _seed(seed))
         prompt = None if preset == OWN else "" if preset == NONE else (system or "").strip()
         return Manner(model, params, prompt, max_tokens, float(strength))
+
+
+def _seed(text: str) -> int | None:
+    """None for an empty box: a new one each time."""
+    text = (text or "").strip()
+    if text and not text.isdecimal():
+        raise Invalid(f"seed '{text[:20]}' is no whole number; write one, or nothing", param="seed")
+    return int(text) if text else None

@@ -71,7 +71,7 @@ class Drawer:
     delete_prompt: gr.Button
     strength: gr.Slider
     sampling: list[gr.Component]
-    seed: gr.Number
+    seed: gr.Textbox
 
     @property
     def settings(self) -> list[gr.Component]:
@@ -117,6 +117,7 @@ def _side() -> Side:
         label=t("search"),
         placeholder=t("search_hint"),
         container=False,
+        max_lines=1,
         max_length=200,
         elem_id="chat-search",
     )
@@ -146,6 +147,7 @@ def _head(chat: ChatService) -> Head:
     title = gr.Textbox(
         label=t("name"),
         placeholder=t("name_hint"),
+        max_lines=1,
         max_length=MAX_TITLE,
         interactive=False,
         scale=4,
@@ -173,7 +175,9 @@ def _talk() -> Talk:
 def _drawer(chat: ChatService) -> Drawer:
     with gr.Row():
         preset = gr.Dropdown(preset_choices([]), value=OWN, label=t("preset"), min_width=200, elem_id="chat-preset")
-        prompt_name = gr.Textbox(label=t("prompt_name"), max_length=MAX_NAME, visible=False, elem_id="chat-prompt-name")
+        prompt_name = gr.Textbox(
+            label=t("prompt_name"), max_lines=1, max_length=MAX_NAME, visible=False, elem_id="chat-prompt-name"
+        )
         save_prompt = gr.Button(t("save_prompt"), size="sm", visible=False, scale=0, elem_id="chat-save-prompt")
         delete_prompt = gr.Button(t("delete_prompt"), size="sm", visible=False, scale=0, elem_id="chat-delete-prompt")
     own_prompt = gr.HTML(visible=False, elem_id="chat-own-prompt")
@@ -182,8 +186,12 @@ def _drawer(chat: ChatService) -> Drawer:
     )
     strength = gr.Slider(0, MAX_SCALE, 1, step=0.05, label=t("strength"), elem_id="chat-strength")
     sampling = sampling_drawer(chat)
-    # Without a placeholder Gradio shows, and then sends, 0.
-    seed = gr.Number(
-        None, label=t_common("seed"), placeholder=t_common("seed_chat_info"), precision=0, elem_id="chat-seed"
+    # Not gr.Number, which shows, and then sends, 0 for none.
+    seed = gr.Textbox(
+        label=t_common("seed"),
+        placeholder=t_common("seed_chat_info"),
+        max_lines=1,
+        max_length=12,
+        elem_id="chat-seed",
     )
     return Drawer(preset, own_prompt, system, prompt_name, save_prompt, delete_prompt, strength, sampling, seed)

@@ -85,6 +85,7 @@ CSS = """
 #chat-list a small { color: var(--body-text-color-subdued); font-size: .8rem; }
 #chat-list .empty, #chat-note, #chat-own-prompt { color: var(--body-text-color-subdued); font-size: .9rem; }
 #chat-title textarea, #chat-title input { font-weight: 600; font-size: 1.05rem; }
+#chat-save-prompt, #chat-delete-prompt { align-self: center; }
 #chat-list-toggle { display: none; }
 @media (max-width: 767px) {
   #chat-list-toggle { display: block; }

@@ -63,7 +63,7 @@ def _wire_desk(widgets: Widgets, desk: Desk) -> None:
     here = [talk.conversation, side.search, side.everyone]
     side.toggle.click(None, None, None, js=TOGGLE_LIST)
     gr.on(
-        [side.search.input, side.everyone.input],
+        [side.search.change, side.everyone.change],
         desk.search,
         here,
         side.list,
