@@ -72,9 +72,8 @@ class Conversations:
         """The answer that is being given in a conversation. Its readers ask `history` first whether they may."""
         return self._running.get(conversation_id)
 
-    async def ask(self, reader: Reader, conversation_id: str, question: str, manner: Manner) -> str:
-        """Ask on at the end of the branch on screen, or in a new conversation if the id is "". Returns the
-        conversation's id once the answer has begun.
+    async def ask(self, reader: Reader, conversation_id: str, question: str, manner: Manner) -> RunningAnswer:
+        """Ask on at the end of the branch on screen, or in a new conversation if the id is "".
 
         Raises Conflict while another answer is being given there, and what `ChatService.ask` raises; then nothing is
         kept."""
@@ -83,17 +82,24 @@ class Conversations:
         conversation = await self._open(reader, conversation_id)
         return await self._answer(reader, conversation, conversation_id, conversation.leaf_id, question, manner)
 
-    async def edit(self, reader: Reader, conversation_id: str, message_id: int, question: str, manner: Manner) -> str:
+    async def edit(
+        self, reader: Reader, conversation_id: str, message_id: int, question: str, manner: Manner
+    ) -> RunningAnswer:
         """Ask a question otherwise; what it was, and what followed, stays as a branch of its own."""
         conversation = await self._open(reader, conversation_id)
         asked = conversation.message(message_id, "user")
         return await self._answer(reader, conversation, conversation_id, asked.parent_id, question, manner)
 
-    async def regenerate(self, reader: Reader, conversation_id: str, message_id: int, manner: Manner) -> str:
+    async def regenerate(self, reader: Reader, conversation_id: str, message_id: int, manner: Manner) -> RunningAnswer:
         """Another answer to the same question, beside the answer `message_id`."""
         conversation = await self._open(reader, conversation_id)
         told = conversation.message(message_id, "assistant")
         return await self._answer(reader, conversation, conversation_id, told.parent_id, None, manner)
+
+    async def require(self, reader: Reader, conversation_id: str) -> None:
+        """NotFound unless the reader may see that conversation; "" is a new one."""
+        if conversation_id:
+            await self._open(reader, conversation_id)
 
     async def stop(self, reader: Reader, conversation_id: str) -> None:
         """End the answer where it is, and wait until it is kept."""
@@ -123,7 +129,7 @@ class Conversations:
         parent_id: int | None,
         question: str | None,
         manner: Manner,
-    ) -> str:
+    ) -> RunningAnswer:
         """As `History.begin_answer`; the answer is asked for first, so that what is refused is not kept."""
         said = _said(conversation, parent_id, question)
         with self._alone(conversation_id):
@@ -145,7 +151,7 @@ class Conversations:
                 raise
             running.task = asyncio.create_task(self._write(running, answer))
             self._running[conversation_id] = running
-        return conversation_id
+        return running
 
     @contextmanager
     def _alone(self, conversation_id: str) -> Iterator[None]:

@@ -94,7 +94,7 @@ async def grown(conversations: Conversations, conversation_id: str) -> str:
 
 def test_an_answer_is_written_down_though_nobody_watches(services: Services) -> None:
     async def talk(conversations: Conversations) -> None:
-        begun = await conversations.ask(ME, "", "你是谁？", manner(SHORT))
+        begun = (await conversations.ask(ME, "", "你是谁？", manner(SHORT))).conversation_id
         found = await finished(conversations, begun)
         question, answer = found.branch
         assert question.content == found.title == "你是谁？" and answer.content
@@ -109,11 +109,10 @@ def test_an_answer_is_written_down_though_nobody_watches(services: Services) -> 
 
 def test_the_next_question_reads_what_was_said_before(services: Services) -> None:
     async def talk(conversations: Conversations) -> None:
-        begun = await conversations.ask(ME, "", "一", manner(SHORT))
+        begun = (await conversations.ask(ME, "", "一", manner(SHORT))).conversation_id
         first = (await finished(conversations, begun)).branch[1].content
-        assert await conversations.ask(ME, begun, "二", manner(SHORT)) == begun
-        running = conversations.running(begun)
-        assert running is not None
+        running = await conversations.ask(ME, begun, "二", manner(SHORT))
+        assert running.conversation_id == begun
         said = [("user", "一"), ("assistant", first), ("user", "二")]
         turn = Turn("wukong", tuple({"role": role, "content": text} for role, text in said))  # type: ignore[misc]
         expected = await services.chat.tokenize(turn, head=True, special=False)
@@ -124,7 +123,7 @@ def test_the_next_question_reads_what_was_said_before(services: Services) -> Non
 
 def test_stop_keeps_what_was_said(services: Services) -> None:
     async def talk(conversations: Conversations) -> None:
-        begun = await conversations.ask(ME, "", "讲个故事", manner(LONG))
+        begun = (await conversations.ask(ME, "", "讲个故事", manner(LONG))).conversation_id
         seen = await grown(conversations, begun)
         await conversations.stop(ME, begun)
         answer = conversations.history.open(ME, begun).branch[-1]
@@ -136,7 +135,7 @@ def test_stop_keeps_what_was_said(services: Services) -> None:
 
 def test_closing_keeps_what_was_said(services: Services) -> None:
     async def talk(conversations: Conversations) -> None:
-        begun = await conversations.ask(ME, "", "讲个故事", manner(LONG))
+        begun = (await conversations.ask(ME, "", "讲个故事", manner(LONG))).conversation_id
         seen = await grown(conversations, begun)
         await conversations.close()
         assert conversations.history.open(ME, begun).branch[-1].content.startswith(seen)
@@ -146,7 +145,7 @@ def test_closing_keeps_what_was_said(services: Services) -> None:
 
 def test_regenerating_and_editing_keep_the_older_versions(services: Services) -> None:
     async def talk(conversations: Conversations) -> None:
-        begun = await conversations.ask(ME, "", "一", manner(SHORT))
+        begun = (await conversations.ask(ME, "", "一", manner(SHORT))).conversation_id
         first = (await finished(conversations, begun)).branch[-1]
         await conversations.regenerate(ME, begun, first.id, manner(SHORT, seed=2))
         again = (await finished(conversations, begun)).branch[-1]
@@ -177,11 +176,11 @@ def test_what_is_refused_is_not_kept(services: Services) -> None:
 
 def test_a_conversation_gives_one_answer_at_a_time(services: Services) -> None:
     async def talk(conversations: Conversations) -> None:
-        begun = await conversations.ask(ME, "", "讲个故事", manner(LONG))
+        begun = (await conversations.ask(ME, "", "讲个故事", manner(LONG))).conversation_id
         with pytest.raises(Conflict, match="being answered"):
             await conversations.ask(ME, begun, "快点", manner(SHORT))
         elsewhere = await conversations.ask(ME, "", "你好", manner(SHORT))
-        assert elsewhere != begun
+        assert elsewhere.conversation_id != begun
         await conversations.stop(ME, begun)
         await conversations.ask(ME, begun, "快点", manner(SHORT))
         assert len((await finished(conversations, begun)).messages) == 4
@@ -191,7 +190,7 @@ def test_a_conversation_gives_one_answer_at_a_time(services: Services) -> None:
 
 def test_nobody_asks_stops_or_deletes_in_somebody_elses_conversation(services: Services) -> None:
     async def talk(conversations: Conversations) -> None:
-        begun = await conversations.ask(ME, "", "讲个故事", manner(LONG))
+        begun = (await conversations.ask(ME, "", "讲个故事", manner(LONG))).conversation_id
         running = conversations.running(begun)
         assert running is not None
         for forbidden in (
@@ -210,7 +209,7 @@ def test_nobody_asks_stops_or_deletes_in_somebody_elses_conversation(services: S
 
 def test_deleting_ends_the_answer(services: Services) -> None:
     async def talk(conversations: Conversations) -> None:
-        begun = await conversations.ask(ME, "", "讲个故事", manner(LONG))
+        begun = (await conversations.ask(ME, "", "讲个故事", manner(LONG))).conversation_id
         await conversations.delete(ME, begun)
         assert conversations.running(begun) is None
         assert begun not in [summary.id for summary in conversations.history.all(ME)]
@@ -221,7 +220,7 @@ def test_deleting_ends_the_answer(services: Services) -> None:
 @pytest.mark.parametrize("system", [None, "", "你是老师。"])
 def test_the_system_prompt_is_the_models_own_none_or_one_of_ours(services: Services, system: str | None) -> None:
     async def talk(conversations: Conversations) -> None:
-        begun = await conversations.ask(ME, "", "你好", manner(SHORT, system=system))
+        begun = (await conversations.ask(ME, "", "你好", manner(SHORT, system=system))).conversation_id
         running = conversations.running(begun)
         assert running is not None
         prompt = services.base.tokenizer.decode(running.progress.answer.prompt_ids)

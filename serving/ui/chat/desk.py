@@ -59,7 +59,7 @@ class Desk:
         except BianlianError as error:
             gr.Warning(error.message)
         visitor = await self.drawing.visitor(request, "", search, everyone)
-        return await self.drawing.everything(visitor, model)
+        return await self.drawing.everything(visitor, None, model)
 
     async def download(self, request: gr.Request, conversation: str, scope: str, form: ExportFormat) -> str:
         """A file's name and text as JSON, for the browser; "" when there is nothing to export."""

@@ -34,9 +34,9 @@ class ChatServices:
     viewer_of: ViewerOf
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Visitor:
-    """Who looks, in which language, and at what."""
+    """Who looks, in which language, and at what, which may change in the course of an event."""
 
     viewer: Viewer
     language: Language
@@ -58,21 +58,15 @@ class Drawing:
         viewer = await self.services.viewer_of(request)
         return Visitor(viewer, language_of(request), conversation_id, search, everyone)
 
-    async def everything(self, visitor: Visitor, model: str | None = None) -> Updates:
+    async def everything(self, visitor: Visitor, running: RunningAnswer | None, model: str | None = None) -> Updates:
         """The tab with the visitor's conversation on screen and its settings, or with none and `model` chosen."""
-        history = self.services.conversations.history
-        conversation = None
-        if visitor.conversation_id:
-            conversation = await history.database.call(history.open, visitor.viewer, visitor.conversation_id)
-        return await self.talk(visitor, model) | await self.settings(visitor, conversation, model)
+        conversation = await self._conversation(visitor)
+        return await self.talk(visitor, running, model) | await self.settings(visitor, conversation, model)
 
-    async def talk(self, visitor: Visitor, model: str | None = None) -> Updates:
-        """The conversation and the list, without the settings: those may have been changed for the next question."""
-        history = self.services.conversations.history
-        running = self.services.conversations.running(visitor.conversation_id)  # first: it may end while we read
-        conversation = None
-        if visitor.conversation_id:
-            conversation = await history.database.call(history.open, visitor.viewer, visitor.conversation_id)
+    async def talk(self, visitor: Visitor, running: RunningAnswer | None, model: str | None = None) -> Updates:
+        """The conversation and the list, without the settings: those may have been changed for the next question.
+        `running` is its answer that was being given a moment ago; it may have ended since."""
+        conversation = await self._conversation(visitor)
         drawn = await asyncio.to_thread(self._turns, visitor, conversation, running, model)
         return drawn | self._heading(conversation) | self._buttons(running) | await self.list(visitor)
 
@@ -139,6 +133,12 @@ class Drawing:
             drawer.save_prompt: gr.Button(visible=written),
             drawer.delete_prompt: gr.Button(visible=bool(name)),
         }
+
+    async def _conversation(self, visitor: Visitor) -> Conversation | None:
+        history = self.services.conversations.history
+        if not visitor.conversation_id:
+            return None
+        return await history.database.call(history.open, visitor.viewer, visitor.conversation_id)
 
     def _turns(
         self,
