@@ -161,12 +161,15 @@ def build_app(services: Services) -> FastAPI:
     from serving.api.tokens import tokens_router
     from serving.api.usage import RateLimitHeaders, usage_router
     from serving.api.votes import votes_router
+    from serving.conversations import Conversations
     from serving.files import FileStore
+    from serving.history import History
     from serving.keys import KeyStore
     from serving.lifecycle import AdapterLifecycle
     from serving.metrics import Metrics
     from serving.probe import Prober
     from serving.response_store import ResponseStore
+    from serving.system_prompts import SystemPrompts
     from serving.usage import UsageBook
     from serving.votes import VoteStore
     from serving.watch import WATCH_POLL_S, DirectoryWatcher, publish_found
@@ -187,6 +190,7 @@ def build_app(services: Services) -> FastAPI:
     key_store = KeyStore(database)
     keys, metrics = Keys(settings, key_store, chat.limits), Metrics(chat, [JobFigures(queue)])
     usage, votes = UsageBook(database, chat.usage), VoteStore(database)
+    conversations = Conversations(chat, History(database))
     lifecycle, files, prober = AdapterLifecycle(chat), FileStore(settings.uploads), Prober(chat)
     bases = bases_for(services.base.name, settings.base)
     tuning = FineTuning(queue, files, bases, partial(services.registry.require_free, param="suffix"))
@@ -221,6 +225,7 @@ def build_app(services: Services) -> FastAPI:
         finally:
             for task in tasks:
                 task.cancel()
+            await conversations.close()
             await asyncio.to_thread(services.engine.close)  # answers that still run end, and are counted
             try:
                 await asyncio.to_thread(usage.flush)
@@ -277,7 +282,20 @@ def build_app(services: Services) -> FastAPI:
         from serving.ui.studio import Studio, studio_tabs
 
         sessions = Sessions(keys)
-        tabs = studio_tabs(Studio(settings, chat, sessions.viewer, key_store, usage, sessions.promote))
+        prompts = SystemPrompts(database)
+        tabs = studio_tabs(
+            Studio(
+                settings=settings,
+                chat=chat,
+                viewer_of=sessions.viewer,
+                log_in=sessions.promote,
+                keys=key_store,
+                usage=usage,
+                conversations=conversations,
+                prompts=prompts,
+                files=files,
+            )
+        )
         app = mount_page(app, tabs, sessions)
     app.add_middleware(RequestLog, http=metrics.http, endpoints=endpoints)  # last, which is outermost
     return app

@@ -12,12 +12,13 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from adapters.errors import Invalid, NotFound
+from adapters.portrait import PORTRAIT_FILES, PortraitFile
 
 MANIFEST_FILE = "bianlian.json"
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 NOTES_FILE = "notes.txt"  # what its publisher says of a version, UTF-8
-ADAPTER_FILES = (CONFIG_FILE, WEIGHTS_FILE, MANIFEST_FILE, NOTES_FILE)
+ADAPTER_FILES = (CONFIG_FILE, WEIGHTS_FILE, MANIFEST_FILE, NOTES_FILE, *PORTRAIT_FILES)
 MAX_NOTES = 4096  # characters
 _MANIFEST_BYTES = 4 << 20
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -25,13 +26,14 @@ REFERENCE_PATTERN = re.compile(r"latest|[0-9]{1,9}|[0-9a-fA-F]{6,64}")
 
 
 class PersonaCard(BaseModel):
-    """How a persona introduces itself on screen."""
+    """How a persona introduces itself on screen. `portrait` names a file beside the manifest."""
 
     model_config = ConfigDict(extra="forbid")
 
     title: str = ""
     greeting: str = ""
     samples: list[str] = Field(default_factory=list)
+    portrait: PortraitFile | None = None
 
 
 class TrainingRecord(BaseModel):

@@ -91,7 +91,7 @@ class Settings(BaseSettings):
     )
     database: str | None = Field(
         default=None,
-        description="URL of the database for keys, usage and votes, sqlite:////FILE or "
+        description="URL of the database for keys, usage, votes and conversations, sqlite:////FILE or "
         "postgresql://USER:PASSWORD@HOST/NAME; default: bianlian.db in the home.",
     )
     snapshot_runs: int = Field(

@@ -23,6 +23,7 @@ from adapters.manifest import (
     split_reference,
 )
 from adapters.peft_config import read_config
+from adapters.portrait import check_portraits
 from adapters.workspace import replace_file, sweep, workspace
 
 CURRENT_FILE = "current"
@@ -228,6 +229,7 @@ class AdapterStore:
         # From here on the copy: the source may change under our hands.
         read_config(incoming)
         read_manifest(incoming)
+        check_portraits(incoming)
         digest = digest_of(incoming)
         current = self._current_number(name)
         if current is not None and (version := self.version(name, current)).digest == digest:

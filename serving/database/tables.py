@@ -72,3 +72,39 @@ votes = Table(
     Column("created_at", BigInteger, nullable=False),
     Column("changed_at", BigInteger),
 )
+
+conversations = Table(
+    "conversations",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("key", String(64), nullable=False),
+    Column("title", Text, nullable=False),
+    Column("model", Text, nullable=False),  # of the latest answer, as it was asked for
+    Column("system", Text),  # null: the model's own prompt; "": none
+    Column("leaf_id", Integer),  # the message that ends the branch on screen
+    Column("created_at", BigInteger, nullable=False),
+    Column("updated_at_ms", BigInteger, nullable=False),
+    Index("conversations_of_a_key", "key", "updated_at_ms"),
+)
+
+# A tree: an answer made again, or a question asked otherwise, is one more child of the same parent.
+messages = Table(
+    "messages",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("conversation_id", String(64), ForeignKey("conversations.id"), nullable=False, index=True),
+    Column("parent_id", Integer, ForeignKey("messages.id")),
+    Column("role", String(16), nullable=False),  # user or assistant
+    Column("content", Text, nullable=False),
+    Column("reasoning", Text, nullable=False),
+    Column("answer", Text),  # JSON: who answered and how fast; null for a question
+    Column("created_at", BigInteger, nullable=False),
+)
+
+system_prompts = Table(
+    "system_prompts",
+    metadata,
+    Column("key", String(64), primary_key=True),
+    Column("name", String(64), primary_key=True),
+    Column("text", Text, nullable=False),
+)

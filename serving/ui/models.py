@@ -29,10 +29,18 @@ def picker(chat: ChatService, value: str, elem_id: str) -> gr.Dropdown:
 
 
 def refreshed(chat: ChatService, value: str | None, language: Language) -> gr.Dropdown:
-    """The picker with today's choices; what is chosen stays chosen while it is still offered."""
-    offered = choices(chat, language)
-    kept = value if value in [model for _, model in offered] else chat.base.name
+    """The picker with today's choices; what is chosen stays chosen while it can answer."""
+    offered, kept = offer(chat, value, language)
     return gr.Dropdown(choices=offered, value=kept)
+
+
+def offer(chat: ChatService, value: str | None, language: Language) -> tuple[Choices, str]:
+    """Today's choices, and which of them is chosen: `value` while it can answer, which an older version or a snapshot
+    does that no list has; else the base."""
+    offered = choices(chat, language)
+    if value and value not in [model for _, model in offered] and _is_offered(chat, value):
+        offered.append((value, value))
+    return offered, value if value and value in [model for _, model in offered] else chat.base.name
 
 
 def manifest_of(chat: ChatService, model: str | None) -> AdapterManifest | None:

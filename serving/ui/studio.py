@@ -8,8 +8,14 @@ import gradio as gr
 from adapters.settings import Settings
 from adapters.ui.tab import Tab, ViewerOf
 from serving.chat import ChatService
+from serving.conversations import Conversations
+from serving.files import FileStore
 from serving.keys import KeyStore
-from serving.ui.chat_tab import chat_tab
+from serving.system_prompts import SystemPrompts
+from serving.ui.chat.drawing import ChatServices
+from serving.ui.chat.style import CSS as CHAT_CSS
+from serving.ui.chat.tab import chat_tab
+from serving.ui.chat.words import CHAT
 from serving.ui.compare_tab import compare_tab
 from serving.ui.home.css import CSS as HOME_CSS
 from serving.ui.home.tab import home_tab
@@ -17,7 +23,7 @@ from serving.ui.home.words import HOME
 from serving.ui.settings.css import CSS as SETTINGS_CSS
 from serving.ui.settings.tab import SettingsServices, settings_tab
 from serving.ui.settings.words import SETTINGS
-from serving.ui.texts import CHAT, COMPARE
+from serving.ui.texts import COMPARE
 from serving.usage import UsageBook
 
 
@@ -28,15 +34,19 @@ class Studio:
     settings: Settings
     chat: ChatService
     viewer_of: ViewerOf
+    log_in: Callable[[gr.Request, str], bool]
     keys: KeyStore
     usage: UsageBook
-    log_in: Callable[[gr.Request, str], bool]
+    conversations: Conversations
+    prompts: SystemPrompts
+    files: FileStore
 
 
 def studio_tabs(studio: Studio) -> list[Tab]:
+    talk = ChatServices(studio.chat, studio.conversations, studio.prompts, studio.files, studio.viewer_of)
     return [
         Tab("home", HOME, lambda page: home_tab(studio.chat, studio.viewer_of, page), HOME_CSS),
-        Tab("chat", CHAT, lambda page: chat_tab(studio.chat, page)),
+        Tab("chat", CHAT, lambda page: chat_tab(talk, page), CHAT_CSS),
         Tab("compare", COMPARE, lambda page: compare_tab(studio.chat, page)),
         settings_of(studio),
     ]

@@ -22,8 +22,6 @@ LABELS: dict[str, Both] = {
     "examples": ("试试这些问题", "Try one of these"),
     "send_button": ("发送", "Send"),
     "stop_button": ("停止", "Stop"),
-    "regenerate": ("重新生成", "Regenerate"),
-    "undo_button": ("撤回", "Undo"),
     "clear_button": ("清空", "Clear"),
     "sampling": ("采样设置", "Sampling"),
     "temperature": ("温度", "Temperature"),
@@ -48,7 +46,6 @@ LINES: dict[str, Both] = {
     "length": ("已达长度上限", "length limit reached"),
     "abort": ("已停止", "stopped"),
     "thought": ("思考过程", "Thoughts"),
-    "greeting": ("与 {name} 聊聊", "Chat with {name}"),
     "nothing": ("先说点什么吧", "say something first"),
     "login": ("访问密钥", "Access key"),
     "login_subtitle": ("一个底座，百变面孔", "One base model, many faces"),
@@ -69,7 +66,6 @@ QUESTIONS: tuple[tuple[str, ...], tuple[str, ...]] = (
 
 
 WORDS = Words("common", LABELS, LINES)
-CHAT = Words("chat", {"title": ("对话", "Chat")})
 COMPARE = Words("compare", {"title": ("对比", "Compare")})
 t, say = WORDS.t, WORDS.say
 

@@ -21,7 +21,7 @@ from adapters.manifest import AdapterManifest, PersonaCard
 from adapters.settings import Settings
 from serving.ui.markup import shown, spoken
 from serving.ui.turns import bubble, conversation, thought
-from tests import templates, tiny
+from tests import tiny
 from tests.ui.browser import Server, Visit, assert_nothing_runs, said, start, visit
 
 GREETING = "俺老孙来也"
@@ -199,45 +199,6 @@ def test_a_sample_question_goes_to_both_lanes_and_the_next_one_continues(visitor
     expect(page.locator("#lane-1-log .message.bot")).to_have_count(2)
     page.locator("#compare-stop").click()
     expect(page.locator("#compare-send")).to_be_visible()
-
-
-@pytest.mark.browser
-def test_chat_greets_offers_samples_and_answers(visitor: Visit, server: Server) -> None:
-    page = visitor.page
-    page.get_by_role("tab", name="对话").click()
-    expect(page.locator("#chat-log")).to_contain_text(GREETING)
-    expect(page.locator("#chat-system textarea")).to_have_attribute("placeholder", "你是孙悟空。")
-    page.locator("#chat-log").get_by_text(SAMPLE).click()
-    expect(page.locator("#chat-stats .stats.done")).to_be_visible()
-    expect(page.locator("#chat-stats")).to_contain_text("wukong@1 · 摘要")
-    expect(page.locator("#chat-log .message.user")).to_contain_text(SAMPLE)
-    assert said(page, "chat-log")
-    page.get_by_role("button", name="撤回").click()
-    expect(page.locator("#chat-log .message.user")).to_have_count(0)
-    expect(page.locator("#chat-question textarea")).to_have_value(SAMPLE)
-    assert_nothing_runs(server)
-
-
-@pytest.mark.browser
-def test_thoughts_are_folded_away_and_no_part_of_the_conversation(tmp_path: Path, browser: Browser) -> None:
-    thinker = tiny.save_base(tmp_path / "thinker", template=templates.BEGUN)
-    adapter = tiny.save_adapter(tmp_path / "wukong", thinker, rank=4, seed=1)
-    server = start_with(thinker, adapter, tmp_path / "home")
-    try:
-        context = browser.new_context(locale="en-GB", viewport={"width": 1440, "height": 900})
-        page = visit(context, server.url).page
-        page.get_by_role("tab", name="Chat").click()
-        for question in ("one", "two"):
-            page.locator("#chat-question textarea").fill(question)
-            page.locator("#chat-send").click()
-            expect(page.locator("#chat-stats .stats.done")).to_be_visible()
-            # Random weights never stop thinking, so a question has no answer and makes way for the next.
-            expect(page.locator("#chat-log .message.user")).to_have_text(question)
-        expect(page.locator("#chat-log").get_by_text("Thoughts")).to_be_visible()
-        assert "think>" not in page.locator("#chat-log").inner_text()
-        context.close()
-    finally:
-        server.close()
 
 
 @pytest.mark.browser
