@@ -43,7 +43,8 @@ class Turn:
     waiting; `priority` how urgently (lower runs earlier). `choice` counts the n answers to one prompt: only the first
     is a request, and has prompt tokens, to limits and usage. `user` is who the caller asks for: it, or else the key,
     decides what an alias means. `param` is the input that named the adapters, for errors.
-    `thinking` None is as the adapter was trained, or else the base is set up."""
+    `thinking` None is as the adapter was trained, or else the base is set up. `own_system` False leaves messages that
+    have no system prompt without one, instead of giving them the one that the adapter was trained under."""
 
     model: str
     messages: tuple[Message, ...] = ()
@@ -59,6 +60,7 @@ class Turn:
     param: str = "model"
     tools: Tools | None = None
     thinking: bool | None = None
+    own_system: bool = True
 
 
 class ChatService:
@@ -139,6 +141,11 @@ class ChatService:
         ]
         note_answers(answers)
         return answers
+
+    async def prompt_ids(self, turn: Turn) -> list[int]:
+        """Token ids that an answer to the turn's messages would continue. Raises as `ask`; takes no lease."""
+        versions = self._versions(turn)
+        return (await asyncio.to_thread(self._conversation, turn, versions))[0]
 
     async def tokenize(self, turn: Turn, *, head: bool, special: bool) -> list[int]:
         """Token ids of the turn's prompt, however many. `head`: with that of the assistant's turn; `special`: with the
@@ -379,7 +386,7 @@ class ChatService:
                 code="unsupported_parameter",
             )
         trained = next((v.manifest.system_prompt for v in versions if v.manifest and v.manifest.system_prompt), None)
-        if trained and messages[0]["role"] != "system":
+        if trained and turn.own_system and messages[0]["role"] != "system":
             messages.insert(0, {"role": "system", "content": trained})
         return messages
 
