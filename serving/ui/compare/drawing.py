@@ -20,7 +20,7 @@ def letter(slot: int, language: Language) -> str:
 
 
 def bubbles(saved: SavedComparison, slot: int, language: Language) -> list[Bubble]:
-    """All that a lane was asked and said. A question without an answer stands only at the end: no later prompt has it."""
+    """All that a lane was asked and said. Only the last question may lack an answer; no prompt has such."""
     shown: list[Bubble] = []
     for number, turn in enumerate(saved.turns):
         lane = turn.of(slot)
