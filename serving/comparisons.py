@@ -69,18 +69,18 @@ class Comparisons:
         this begins a comparison; a comparison of another key is continued in a copy, under an id of its own.
 
         Raises Conflict while its last question is being answered, and as `compare`."""
-        if comparison_id in self._live:
+        reserved = comparison_id or new_id()
+        if reserved in self._live:
             raise Conflict("this comparison is still answering; wait, or stop it first", param="comparison")
-        before = await self._begun(comparison_id, key)
-        self._live[before.id] = None
+        self._live[reserved] = None
         try:
+            before = await self._begun(comparison_id, reserved, key)
             pinned = [PinnedLane(slot, lane, self._version(lane, key)) for slot, lane in sorted(lanes.items())]
             live = await self._start(before, question, _sampling(params, max_tokens), pinned, key)
-        except BaseException:
-            del self._live[before.id]
-            raise
-        self._live[before.id] = live
-        live.start(self.store, lambda: self._live.pop(before.id))
+        finally:
+            del self._live[reserved]
+        self._live[live.id] = live
+        live.start(self.store, lambda: self._live.pop(live.id))
         return live
 
     async def replay(self, comparison_id: str, *, key: str = "") -> AsyncIterator[ReplayStep]:
@@ -137,12 +137,12 @@ class Comparisons:
         turn = Turn(lane.model, tuple(with_system(messages, lane.system)), own_system=lane.system != "")
         return await self.chat.prompt_ids(turn)
 
-    async def _begun(self, comparison_id: str | None, key: str) -> SavedComparison:
+    async def _begun(self, comparison_id: str | None, fresh_id: str, key: str) -> SavedComparison:
         """The comparison as it stands, of this key; a new one without an id."""
+        base = self.chat.base
         if comparison_id is None:
-            base = self.chat.base
             return SavedComparison(
-                id=new_id(),
+                id=fresh_id,
                 key=key,
                 base_name=base.name,
                 base_fingerprint=base.fingerprint,

@@ -59,6 +59,17 @@ def lane_column(chat: ChatService, slot: int) -> LaneWidgets:
                 scale=2,
                 elem_id=f"{name}-strength",
             )
+        with gr.Row():
+            with gr.Accordion(common("system"), open=False):
+                system = gr.Textbox(
+                    show_label=False,
+                    label=common("system"),
+                    placeholder=common("system_default"),
+                    lines=2,
+                    max_lines=6,
+                    container=False,
+                )
+                bare = gr.Checkbox(False, label=t("bare"), container=False, elem_id=f"{name}-bare")
             remove = gr.Button(
                 t("remove_lane"),
                 size="sm",
@@ -69,16 +80,6 @@ def lane_column(chat: ChatService, slot: int) -> LaneWidgets:
                 elem_id=f"{name}-remove",
                 elem_classes="lane-remove",
             )
-        with gr.Accordion(common("system"), open=False):
-            system = gr.Textbox(
-                show_label=False,
-                label=common("system"),
-                placeholder=common("system_default"),
-                lines=2,
-                max_lines=6,
-                container=False,
-            )
-            bare = gr.Checkbox(False, label=t("bare"), container=False, elem_id=f"{name}-bare")
         log = gr.Chatbot(
             label=t(f"lane_{slot}"),
             height="42vh",

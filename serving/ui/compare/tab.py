@@ -59,10 +59,11 @@ def _wire_questions(widgets: CompareWidgets, asking: Asking, reading: Reading, p
     row.stop.click(asking.stop, widgets.comparison, None, queue=False, **_QUIET)
     row.stop.click(reading.stop_replay, None, None, queue=False, **_QUIET)
     gr.on(
-        [bar.view.change, bar.base_prompt.change],
+        [bar.view.input, bar.base_prompt.input],
         reading.change_view,
         [widgets.comparison, bar.view, bar.base_prompt],
         out,
+        trigger_mode="always_last",  # who changes the view again while it is being drawn means the last one
         **_QUIET,
     )
     row.new.click(reading.new, None, out, queue=False, **_QUIET)

@@ -85,7 +85,10 @@ class PageUpdates:
     def kept(self, viewer: Viewer, saved: SavedComparison) -> Updates:
         """What can be done with a comparison by who looks at it."""
         mine = viewer.admin or viewer.key == saved.key
-        return {self.widgets.kept.row: gr.Row(visible=True), self.widgets.kept.delete: gr.Button(visible=mine)}
+        return {
+            self.widgets.kept.row: gr.Row(visible=True),
+            self.widgets.kept.delete: gr.Button(visible=mine, interactive=True),
+        }
 
     async def recent(self, viewer: Viewer, language: Language) -> Updates:
         store = self.comparisons.store
