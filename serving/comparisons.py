@@ -2,7 +2,7 @@
 read again under a permanent link, and run again on the very same versions."""
 
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -83,7 +83,7 @@ class Comparisons:
         live.start(self.store, lambda: self._live.pop(live.id))
         return live
 
-    async def replay(self, comparison_id: str, *, key: str = "") -> AsyncIterator[ReplayStep]:
+    async def replay(self, comparison_id: str, *, key: str = "") -> AsyncGenerator[ReplayStep, None]:
         """Run a comparison again on the same versions, turn by turn, each after what was said then. Yields how far it
         is, at most every UPDATE_S; the last step has all verdicts. Leaving early stops it.
 

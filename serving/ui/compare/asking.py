@@ -12,12 +12,10 @@ from adapters.ui.tab import ViewerOf
 from adapters.ui.words import Language, language_of
 from serving.chat import ChatService
 from serving.compare import Lane
-from serving.comparisons import BasePrompt
 from serving.ui.compare import presets
 from serving.ui.compare.following import Stream, follow
 from serving.ui.compare.lanes import Updates, lanes_from
 from serving.ui.compare.updates import PageUpdates
-from serving.ui.compare.views import View
 from serving.ui.models import manifest_of
 from serving.ui.sampling import Values, params_from
 from serving.ui.texts import questions
@@ -34,16 +32,14 @@ class Chosen:
 
     comparison: str
     lanes: dict[int, Lane]
-    view: View
-    base_prompt: BasePrompt
     seed: float | None
     sampling: Values
 
     @classmethod
     def read(cls, values: Sequence[Any]) -> "Chosen":
-        comparison, slots, view, base_prompt, seed, temperature, top_p, top_k, max_tokens, *lanes = values
+        comparison, slots, seed, temperature, top_p, top_k, max_tokens, *lanes = values
         sampling = (temperature, top_p, top_k, max_tokens)
-        return cls(comparison or "", lanes_from(slots, lanes), view, base_prompt, seed, sampling)
+        return cls(comparison or "", lanes_from(slots, lanes), seed, sampling)
 
 
 class Asking:
@@ -96,7 +92,7 @@ class Asking:
             return
         text = question.strip() or await self._last_question(chosen.comparison)
         text = text or self.samples([lane.model for lane in lanes.values()], language)[0]
-        fresh = Chosen("", lanes, chosen.view, chosen.base_prompt, chosen.seed, chosen.sampling)
+        fresh = Chosen("", lanes, chosen.seed, chosen.sampling)
         ready = self.page.lanes_set_up(lanes, language)
         async with aclosing(self._ask(request, text, fresh, ready)) as updates:
             async for update in updates:
@@ -116,10 +112,7 @@ class Asking:
             return
         emptied = {} if chosen.comparison else self.page.emptied()
         first = {**ready, **emptied, self.page.widgets.asking.question: ""}
-        language = language_of(request)
-        async with aclosing(
-            follow(self.page, live, chosen.view, chosen.base_prompt, viewer, language, first)
-        ) as updates:
+        async with aclosing(follow(self.page, live, viewer, language_of(request), first)) as updates:
             async for update in updates:
                 yield update
 

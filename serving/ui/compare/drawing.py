@@ -82,7 +82,7 @@ def recent_list(found: Sequence[Summary], viewer_key: str, language: Language) -
 def _recent(summary: Summary, viewer_key: str, language: Language) -> str:
     address = html.escape(link_to("compare", comparison=summary.id))
     when = time.strftime("%Y-%m-%d %H:%M", time.localtime(summary.changed_at))
-    whose = f" · {say(language, 'made_for', key=escaped(summary.key))}" if summary.key != viewer_key else ""
+    whose = f" · {say(language, 'made_for', owner=escaped(summary.key))}" if summary.key != viewer_key else ""
     return f'<li><a href="{address}">{escaped(summary.title) or "…"}</a><time>{when}{whose}</time></li>'
 
 

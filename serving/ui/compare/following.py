@@ -1,4 +1,4 @@
-"""Following answers that are on their way, and showing them in the view that is chosen once they are there."""
+"""Following answers that are on their way, and showing those that are there in the view that is chosen."""
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -20,18 +20,10 @@ HEARTBEAT = 5  # steps of a watch without news; Gradio notices a closed page onl
 Stream = AsyncGenerator[Updates, None]
 
 
-async def follow(
-    page: PageUpdates,
-    live: LiveTurn,
-    view: View,
-    base_prompt: BasePrompt,
-    viewer: Viewer,
-    language: Language,
-    first: Updates,
-) -> Stream:
-    """A turn until it has ended and is kept. `first` is shown with the first of it."""
+async def follow(page: PageUpdates, live: LiveTurn, viewer: Viewer, language: Language, first: Updates) -> Stream:
+    """A turn, as answers, until it has ended and is kept. `first` is shown with the first of it."""
     widgets = page.widgets
-    begun = {**first, **page.busy(), **page.as_answers(), **page.notice(""), widgets.comparison: live.id}
+    begun = {**page.as_answers(), **first, **page.busy(), **page.notice(), widgets.comparison: live.id}
     silent = 0
     async with aclosing(live.watch()) as steps:
         async for grown in steps:
@@ -44,12 +36,10 @@ async def follow(
     if live.trouble:
         gr.Warning(say(language, "not_kept", why=live.trouble.message))
     saved = live.saved()
-    ended = {**page.idle(), **page.drawn(saved, live.slots, language, running=False), **page.kept(viewer, saved)}
+    ended = {**page.drawn(saved, live.slots, language, running=False), **page.kept(viewer, saved)}
     yield {**ended, **await page.recent(viewer, language)}
-    if view != "answers":
-        async with aclosing(in_view(page, saved, view, base_prompt, viewer.key, language)) as updates:
-            async for update in updates:
-                yield update
+    # By itself: Gradio sends the last update twice, and by the second time something else may be on screen.
+    yield page.idle()
 
 
 async def in_view(

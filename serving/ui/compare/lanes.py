@@ -82,8 +82,9 @@ def lane_column(chat: ChatService, slot: int) -> LaneWidgets:
             )
         log = gr.Chatbot(
             label=t(f"lane_{slot}"),
+            placeholder=t("empty"),
             height="42vh",
-            min_height=240,
+            min_height=300,
             buttons=["copy", "copy_all"],
             layout="bubble",
             elem_id=f"{name}-log",

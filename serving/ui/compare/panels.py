@@ -1,7 +1,8 @@
 """What stands in a lane's place in the other views: its answer with the words marked that differ from lane A's, or with
 its tokens coloured by how much likelier they are here than from the base.
 
-Texts of models come into the page as HTML, so all of them pass `escaped`."""
+`asked` heads a panel: whose answer this is, and to what. Texts come into the page as HTML, so all of them pass
+`escaped`."""
 
 import html
 import json
@@ -38,13 +39,13 @@ def trouble_panel(message: str) -> str:
     return f'<div class="panel"><p class="trouble" role="alert">⚠ {escaped(message)}</p></div>'
 
 
-def reference_panel(question: str, text: str, language: Language) -> str:
+def reference_panel(asked: str, text: str, language: Language) -> str:
     """The answer that the others are compared with."""
     legend = f'<p class="legend">{say(language, "diff_reference")}</p>'
-    return _panel(question, f'{legend}<div class="said">{escaped(text)}</div>')
+    return _panel(asked, f'{legend}<div class="said">{escaped(text)}</div>')
 
 
-def diff_panel(question: str, reference: str, text: str, language: Language) -> str:
+def diff_panel(asked: str, reference: str, text: str, language: Language) -> str:
     """`text` with what it says otherwise than `reference`."""
     tags = {"deleted": "del", "inserted": "ins"}
     marked = "".join(
@@ -58,10 +59,10 @@ def diff_panel(question: str, reference: str, text: str, language: Language) -> 
         f'<p class="legend"><span><del>{say(language, "deleted")}</del></span>'
         f"<span><ins>{say(language, 'inserted')}</ins></span>{same}</p>"
     )
-    return _panel(question, f'{legend}<div class="said">{marked}</div>')
+    return _panel(asked, f'{legend}<div class="said">{marked}</div>')
 
 
-def token_panel(question: str, scores: Sequence[TokenScore], stop_texts: Sequence[str], language: Language) -> str:
+def token_panel(asked: str, scores: Sequence[TokenScore], stop_texts: Sequence[str], language: Language) -> str:
     """Every token with a colour, and what it would have been as data for `_INSPECT`."""
     tokens = "".join(_token(number, score, stop_texts, language) for number, score in enumerate(scores))
     ramps = [
@@ -75,21 +76,21 @@ def token_panel(question: str, scores: Sequence[TokenScore], stop_texts: Sequenc
     words = {key: say(language, key) for key in ("lane_p", "base_p", "base_says")}
     return (
         f"<div class=\"panel token-panel\" data-words='{escaped(json.dumps(words, ensure_ascii=False))}'>"
-        f'<div class="body" tabindex="0" role="region" aria-label="{escaped(question[:80])}">'
-        f'<p class="asked">{escaped(question)}</p>{legend}<div class="said">{tokens}</div></div>'
+        f'<div class="body" tabindex="0" role="region" aria-label="{escaped(asked[:80])}">'
+        f'<p class="asked">{escaped(asked)}</p>{legend}<div class="said">{tokens}</div></div>'
         f'<div class="inspector" aria-live="polite"><p class="hint">{say(language, "pick_token")}</p></div></div>'
     )
 
 
-def _panel(question: str, body: str) -> str:
-    return f'<div class="panel" tabindex="0"><p class="asked">{escaped(question)}</p>{body}</div>'
+def _panel(asked: str, body: str) -> str:
+    return f'<div class="panel" tabindex="0"><p class="asked">{escaped(asked)}</p>{body}</div>'
 
 
 def _token(number: int, score: TokenScore, stop_texts: Sequence[str], language: Language) -> str:
     difference = score.difference
     shown = escaped(score.text)
     if score.text in stop_texts:
-        shown = f'<span class="sign">⏹ {say(language, "end_token")}</span>'
+        shown = f'<span class="sign">■ {say(language, "end_token")}</span>'
     elif score.text.strip("\n") == "":
         shown = f'<span class="sign">↵</span>{shown}'
     data = {
@@ -140,12 +141,12 @@ const inspect = token => {
   token.classList.add('chosen');
   panel.querySelectorAll('.tk[tabindex="0"]').forEach(each => each.tabIndex = -1);
   token.tabIndex = 0;
-  const title = document.createElement('h4');
-  title.textContent = words.base_says;
+  const title = text => Object.assign(document.createElement('h4'), { textContent: text });
   inspector.replaceChildren(
-    row('“' + spelled(data.t) + '” · ' + words.lane_p, data.l, 'lane-row'),
-    row('“' + spelled(data.t) + '” · ' + words.base_p, data.b, 'base-row'),
-    title,
+    title('“' + spelled(data.t) + '”'),
+    row(words.lane_p, data.l, 'lane-row'),
+    row(words.base_p, data.b, 'base-row'),
+    title(words.base_says),
     ...data.alts.map(([text, p]) => row(spelled(text), p, text === data.t ? 'same' : '')));
 };
 const tokenOf = event => event.target.closest?.('.tk');

@@ -49,7 +49,7 @@ class Reading:
         try:
             saved = await self.comparisons.get(wanted)
         except BianlianError as error:
-            yield self.page.notice(error.message, "bad")
+            yield self.page.notice(drawing.notice(error.message, "bad"))
             return
         lanes = lanes_of(saved.turns[-1].lanes)
         live = self.comparisons.live(wanted)
@@ -60,22 +60,23 @@ class Reading:
         if live is None:
             yield {**ready, **self.page.kept(viewer, saved), self.page.widgets.comparison: saved.id}
             return
-        async with aclosing(follow(self.page, live, "answers", "same", viewer, language, ready)) as updates:
+        async with aclosing(follow(self.page, live, viewer, language, ready)) as updates:
             async for update in updates:
                 yield update
 
     async def change_view(self, request: gr.Request, comparison: str, view: View, base_prompt: BasePrompt) -> Stream:
         language, viewer = language_of(request), await self.viewer_of(request)
-        if self.comparisons.live(comparison):  # it changes when the answers are there
+        # While answers are on their way, it changes when they are there.
+        if self.comparisons.live(comparison) or (not comparison and view == "answers"):
             yield self.page.nothing()
             return
         if not comparison:
-            yield self.page.notice("" if view == "answers" else say(language, "nothing_yet"))
+            yield self.page.notice(drawing.notice(say(language, "nothing_yet")))
             return
         try:
             saved = await self.comparisons.get(comparison)
         except BianlianError as error:
-            yield {**self.page.as_answers(), **self.page.notice(error.message, "bad")}
+            yield {**self.page.as_answers(), **self.page.notice(drawing.notice(error.message, "bad"))}
             return
         async with aclosing(in_view(self.page, saved, view, base_prompt, viewer.key, language)) as updates:
             async for update in updates:
@@ -87,29 +88,29 @@ class Reading:
         stopped = self._replays[request.session_hash] = asyncio.Event()
         try:
             saved = await self.comparisons.get(comparison)
-            view = self.page.widgets.toolbar.view
-            yield {**self.page.busy(), **self.page.as_answers(), view: "answers"}
+            yield {**self.page.busy(), **self.page.as_answers(), **self._answers_chosen()}
             async with aclosing(self._replay(saved, viewer, language, stopped)) as updates:
                 async for update in updates:
                     yield update
         except BianlianError as error:
-            yield {**self.page.idle(), **self.page.notice(error.message, "bad")}
+            yield {**self.page.idle(), **self.page.notice(drawing.notice(error.message, "bad"))}
         finally:
             self._replays.pop(request.session_hash, None)
 
     async def _replay(
         self, saved: SavedComparison, viewer: Viewer, language: Language, stopped: asyncio.Event
     ) -> Stream:
-        notice, step = self.page.widgets.kept.notice, None
+        step = None
         async with aclosing(self.comparisons.replay(saved.id, key=viewer.key)) as steps:
             async for step in steps:
                 again = saved.model_copy(update={"turns": (*saved.turns[: step.turn], step.now)})
                 drawn = self.page.drawn(again, slots_of(again.turns), language, running=True)
-                yield {**drawn, notice: drawing.replay_notice(saved, step, language, ended=False)}
+                yield {**drawn, **self.page.notice(drawing.replay_notice(saved, step, language, ended=False))}
                 if stopped.is_set():
                     break
         said = self.page.drawn(saved, slots_of(saved.turns), language, running=False)
-        yield {**self.page.idle(), **said, notice: self._outcome(saved, step, language, stopped.is_set())}
+        yield {**said, **self.page.notice(self._outcome(saved, step, language, stopped.is_set()))}
+        yield self.page.idle()
 
     def _outcome(self, saved: SavedComparison, step: ReplayStep | None, language: Language, stopped: bool) -> str:
         if stopped or step is None:
@@ -126,19 +127,22 @@ class Reading:
         try:
             await store.database.call(store.delete, comparison, None if viewer.admin else viewer.key)
         except BianlianError as error:
-            return self.page.notice(error.message, "bad")
-        gone = self.page.notice(say(language, "deleted_comparison"))
+            return self.page.notice(drawing.notice(error.message, "bad"))
+        gone = self.page.notice(drawing.notice(say(language, "deleted_comparison")))
         return {**self.new(), **await self.page.recent(viewer, language), **gone}
 
     def new(self) -> dict[Any, Any]:
         """An empty page with the same lanes."""
         widgets = self.page.widgets
         return {
-            **self.page.emptied(),
             **self.page.as_answers(),
-            **self.page.notice(""),
+            **self.page.emptied(),
+            **self.page.notice(),
             widgets.comparison: "",
-            widgets.toolbar.view: "answers",
-            widgets.toolbar.base_prompt: gr.Radio(visible=False),
+            **self._answers_chosen(),
             widgets.kept.row: gr.Row(visible=False),
         }
+
+    def _answers_chosen(self) -> Updates:
+        toolbar = self.page.widgets.toolbar
+        return {toolbar.view: "answers", toolbar.base_prompt: gr.Radio(visible=False)}

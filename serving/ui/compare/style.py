@@ -3,8 +3,13 @@
 CSS = """
 .lane-4 { --lane: #b45309; } .lane-5 { --lane: #0369a1; }
 .stats .figure { white-space: nowrap; }
-.lane-remove { align-self: end; }
-.panel { height: 42vh; min-height: 240px; overflow: auto; padding: 12px; border-radius: var(--radius-md);
+.lane .icon-button[aria-label="Clear"], .lane .icon-button[aria-label="清空对话"] { display: none; }
+.lane-remove { align-self: start; height: 42px; }
+[id$="-panel"] .html-container, #compare-notice .html-container { padding: 0 !important; }
+[id$="-panel"] { border: 0 !important; padding: 0 !important; }
+.lane [id$="-model"] input { padding-right: 18px !important; }
+#compare-kept button { align-self: end; height: 42px; }
+.panel { height: 42vh; min-height: 300px; overflow: auto; padding: 12px; border-radius: var(--radius-md);
          border: 1px solid var(--border-color-primary); background: var(--background-fill-primary);
          color: var(--body-text-color); line-height: 1.75; overflow-wrap: anywhere; }
 .panel .asked { color: var(--body-text-color-subdued); margin: 0 0 8px; font-size: .9rem; }
@@ -25,16 +30,16 @@ CSS = """
 .token-panel .tk .sign { font-size: .8em; color: var(--body-text-color-subdued); }
 .ramp { display: inline-flex; border-radius: 3px; overflow: hidden; }
 .ramp i { width: 14px; height: 12px; background: color-mix(in srgb, var(--tint) calc(var(--d) * 60%), transparent); }
-.token-panel .inspector { border-top: 1px solid var(--border-color-primary); padding: 8px 12px; min-height: 128px;
-                          font-size: .88rem; line-height: 1.45; background: var(--background-fill-secondary);
-                          font-variant-numeric: tabular-nums; }
-.inspector .row { display: grid; grid-template-columns: minmax(3.5em, 30%) 1fr 4.2em; gap: 8px; align-items: center; }
+.token-panel .inspector { border-top: 1px solid var(--border-color-primary); padding: 8px 12px; flex: none;
+                          min-height: 196px; font-size: .88rem; line-height: 1.45; font-variant-numeric: tabular-nums;
+                          background: var(--background-fill-secondary); }
+.inspector .row { display: grid; grid-template-columns: minmax(4.5em, 22%) 1fr 4.2em; gap: 8px; align-items: center; }
 .inspector .row .name { overflow: hidden; text-overflow: ellipsis; white-space: pre; }
 .inspector .row .bar { height: 9px; border-radius: 5px; background: var(--border-color-primary); overflow: hidden; }
 .inspector .row .bar b { display: block; height: 100%; width: calc(var(--p) * 100%); background: #2f7fd9; }
 .inspector .row.lane-row .bar b { background: var(--lane, #d9472f); }
 .inspector .row .p { text-align: right; }
-.inspector h4 { margin: 6px 0 2px; font-size: .85rem; font-weight: 600; color: var(--body-text-color-subdued); }
+.inspector h4 { margin: 5px 0 1px; font-size: .85rem; font-weight: 600; color: var(--body-text-color-subdued); }
 .inspector .same .name { font-weight: 700; }
 .notice { padding: 2px 4px; color: var(--body-text-color); overflow-wrap: anywhere; }
 .notice.good { color: #166534; font-weight: 600; } .dark .notice.good { color: #86efac; }

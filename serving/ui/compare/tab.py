@@ -44,24 +44,29 @@ def compare_tab(comparisons: Comparisons, viewer_of: ViewerOf, page: gr.Blocks) 
 def _wire_questions(widgets: CompareWidgets, asking: Asking, reading: Reading, page: gr.Blocks) -> None:
     bar, row, kept = widgets.toolbar, widgets.asking, widgets.kept
     question, settings, out = row.question, widgets.settings, widgets.outputs
+    models = [lane.model for lane in widgets.lanes]
 
     def suggest(request: gr.Request, *models: str) -> gr.Dataset:
         return gr.Dataset(samples=[[text] for text in asking.samples(models, language_of(request))])
 
+    viewed = [widgets.comparison, bar.view, bar.base_prompt]
     for asked in (
         gr.on([row.send.click, question.submit], asking.ask, [question, *settings], out, **_QUIET),
         row.samples.click(asking.ask, [row.samples, *settings], out, **_QUIET),
         bar.sweep.click(asking.sweep, [question, *settings], out, **_QUIET),
         bar.ablation.click(asking.ablation, [question, *settings], out, **_QUIET),
-        kept.replay.click(reading.replay, widgets.comparison, out, **_QUIET),
+        page.load(reading.open, models, out, **_QUIET),
     ):
+        asked.success(reading.change_view, viewed, out, **_QUIET)  # the one that is chosen when the answers are there
         asked.failure(asking.page.idle, None, out, **_QUIET)
+    replayed = kept.replay.click(reading.replay, widgets.comparison, out, **_QUIET)
+    replayed.failure(asking.page.idle, None, out, **_QUIET)
     row.stop.click(asking.stop, widgets.comparison, None, queue=False, **_QUIET)
     row.stop.click(reading.stop_replay, None, None, queue=False, **_QUIET)
     gr.on(
         [bar.view.input, bar.base_prompt.input],
         reading.change_view,
-        [widgets.comparison, bar.view, bar.base_prompt],
+        viewed,
         out,
         trigger_mode="always_last",  # who changes the view again while it is being drawn means the last one
         **_QUIET,
@@ -70,9 +75,7 @@ def _wire_questions(widgets: CompareWidgets, asking: Asking, reading: Reading, p
     kept.delete.click(reading.delete, widgets.comparison, out, queue=False, **_QUIET)
     widgets.comparison.change(None, widgets.comparison, kept.link, js=_ADDRESS, **_QUIET)
     row.dice.click(random_seed, None, row.seed, queue=False, **_QUIET)
-    models = [lane.model for lane in widgets.lanes]
     gr.on([page.load, *(model.change for model in models)], suggest, models[:MIN_LANES], row.samples, **_QUIET)
-    page.load(reading.open, models, out, **_QUIET)
 
 
 def _wire_lanes(widgets: CompareWidgets, updates: PageUpdates) -> None:

@@ -38,8 +38,9 @@ class PageUpdates:
     def idle(self) -> Updates:
         return self.busy(False)
 
-    def notice(self, text: str, kind: str = "") -> Updates:
-        return {self.widgets.kept.notice: drawing.notice(text, kind)}
+    def notice(self, html: str = "") -> Updates:
+        """What is said under the lanes; without it there is no gap either."""
+        return {self.widgets.notice: gr.HTML(html, visible=bool(html))}
 
     def lanes_on_screen(self, slots: Sequence[int]) -> Updates:
         return {
@@ -55,18 +56,19 @@ class PageUpdates:
         }
 
     def drawn(self, saved: SavedComparison, slots: Collection[int], language: Language, *, running: bool) -> Updates:
-        """Logs and figures of these lanes."""
+        """Logs and figures of these lanes, as answers."""
         updates: Updates = {}
         for slot in slots:
             lane = self.widgets.lanes[slot]
-            updates[lane.log] = drawing.bubbles(saved, slot, language)
+            updates[lane.log] = gr.Chatbot(drawing.bubbles(saved, slot, language), visible=True)
             updates[lane.stats] = drawing.stats(saved.turns[-1], slot, saved.base_name, language, running=running)
         return updates
 
     def emptied(self) -> Updates:
         """Lanes that have said nothing."""
         lanes = self.widgets.lanes
-        return {**{lane.log: [] for lane in lanes}, **{lane.stats: NO_STATS for lane in lanes}}
+        logs = {lane.log: gr.Chatbot([], visible=True) for lane in lanes}
+        return {**logs, **{lane.stats: NO_STATS for lane in lanes}}
 
     def as_answers(self) -> Updates:
         lanes = self.widgets.lanes
@@ -87,7 +89,7 @@ class PageUpdates:
         mine = viewer.admin or viewer.key == saved.key
         return {
             self.widgets.kept.row: gr.Row(visible=True),
-            self.widgets.kept.delete: gr.Button(visible=mine, interactive=True),
+            self.widgets.kept.delete: gr.Button(visible=mine),
         }
 
     async def recent(self, viewer: Viewer, language: Language) -> Updates:

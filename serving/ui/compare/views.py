@@ -8,6 +8,7 @@ from adapters.errors import BianlianError
 from adapters.ui.words import Language
 from serving.comparison_store import SavedComparison, SavedLane, SavedTurn, slots_of
 from serving.comparisons import BasePrompt, Comparisons
+from serving.ui.compare.drawing import letter
 from serving.ui.compare.panels import diff_panel, hint_panel, reference_panel, token_panel, trouble_panel
 
 View = Literal["answers", "diff", "tokens"]
@@ -34,14 +35,14 @@ async def panels(
 
 def _diffs(turn: SavedTurn, language: Language) -> dict[int, str]:
     reference, *others = turn.lanes
-    found = {reference.slot: reference_panel(turn.question, reference.text, language)}
+    found = {reference.slot: reference_panel(_asked(turn, reference.slot, language), reference.text, language)}
     return found | {lane.slot: _diff(turn, reference, lane, language) for lane in others}
 
 
 def _diff(turn: SavedTurn, reference: SavedLane, lane: SavedLane, language: Language) -> str:
     if not lane.answered:
         return hint_panel(language, "unanswered")
-    return diff_panel(turn.question, reference.text, lane.text, language)
+    return diff_panel(_asked(turn, lane.slot, language), reference.text, lane.text, language)
 
 
 async def _scored(
@@ -62,4 +63,8 @@ async def _scored(
         return trouble_panel(error.message)
     base = comparisons.chat.base
     stops = [str(base.tokenizer.decode([token])) for token in base.stop_token_ids]
-    return token_panel(saved.turns[last].question, scores, stops, language)
+    return token_panel(_asked(saved.turns[last], slot, language), scores, stops, language)
+
+
+def _asked(turn: SavedTurn, slot: int, language: Language) -> str:
+    return f"{letter(slot, language)} · {turn.question}"

@@ -43,7 +43,6 @@ class Kept:
     link: gr.Textbox
     replay: gr.Button
     delete: gr.Button
-    notice: gr.HTML
     recent: gr.HTML
 
 
@@ -53,15 +52,15 @@ class CompareWidgets:
     slots: gr.CheckboxGroup  # the lanes on screen; never seen
     toolbar: Toolbar
     lanes: list[LaneWidgets]
+    notice: gr.HTML
     asking: Asking
     kept: Kept
 
     @property
     def settings(self) -> list[gr.Component]:
-        """What `Settings.read` reads."""
-        toolbar, asking = self.toolbar, self.asking
+        """What `Chosen.read` reads."""
         lanes = [each for lane in self.lanes for each in lane.inputs]
-        return [self.comparison, self.slots, toolbar.view, toolbar.base_prompt, asking.seed, *asking.drawer, *lanes]
+        return [self.comparison, self.slots, self.asking.seed, *self.asking.drawer, *lanes]
 
     @property
     def outputs(self) -> list[Any]:
@@ -70,9 +69,10 @@ class CompareWidgets:
         return [
             self.comparison,
             self.slots,
+            self.notice,
             *(getattr(toolbar, name) for name in ("add", "sweep", "ablation", "view", "base_prompt")),
             *(getattr(asking, name) for name in ("question", "send", "stop", "new", "samples")),
-            *(getattr(kept, name) for name in ("row", "replay", "delete", "notice", "recent")),
+            *(getattr(kept, name) for name in ("row", "replay", "delete", "recent")),
             *(widget for lane in self.lanes for widget in vars(lane).values()),
         ]
 
@@ -89,12 +89,13 @@ def lay_out(chat: ChatService) -> CompareWidgets:
     toolbar = _toolbar()
     with gr.Row():
         lanes = [lane_column(chat, slot) for slot in range(MAX_LANES)]
+    notice = gr.HTML("", visible=False, elem_id="compare-notice", padding=False)
     asking = _asking(chat)
-    return CompareWidgets(comparison, slots, toolbar, lanes, asking, _kept())
+    return CompareWidgets(comparison, slots, toolbar, lanes, notice, asking, _kept())
 
 
 def _toolbar() -> Toolbar:
-    with gr.Row(equal_height=True, elem_id="compare-toolbar"):
+    with gr.Row(elem_id="compare-toolbar"):
         add = gr.Button(t("add_lane"), size="sm", scale=0, min_width=110, elem_id="compare-add")
         sweep = gr.Button(t("sweep"), size="sm", scale=0, min_width=230, elem_id="compare-sweep")
         ablation = gr.Button(t("ablation"), size="sm", scale=0, min_width=150, elem_id="compare-ablation")
@@ -107,15 +108,15 @@ def _toolbar() -> Toolbar:
             min_width=320,
             elem_id="compare-view",
         )
-        base_prompt = gr.Radio(
-            [(t("base_same"), "same"), (t("base_own"), "own")],
-            value="same",
-            label=t("base_prompt"),
-            visible=False,
-            container=False,
-            min_width=260,
-            elem_id="compare-base-prompt",
-        )
+    base_prompt = gr.Radio(
+        [(t("base_same"), "same"), (t("base_own"), "own")],
+        value="same",
+        label=t("base_prompt"),
+        show_label=False,
+        visible=False,
+        container=False,
+        elem_id="compare-base-prompt",
+    )
     return Toolbar(add, sweep, ablation, view, base_prompt)
 
 
@@ -140,7 +141,7 @@ def _asking(chat: ChatService) -> Asking:
 
 
 def _kept() -> Kept:
-    with gr.Row(visible=False, equal_height=True, elem_id="compare-kept") as row:
+    with gr.Row(visible=False, elem_id="compare-kept") as row:
         link = gr.Textbox(
             "",
             label=t("link"),
@@ -153,7 +154,6 @@ def _kept() -> Kept:
         )
         replay = gr.Button(t("replay"), scale=1, min_width=110, elem_id="compare-replay")
         delete = gr.Button(t("delete"), scale=0, min_width=80, elem_id="compare-delete")
-    notice = gr.HTML("", elem_id="compare-notice", padding=False)
     with gr.Accordion(t("recent"), open=False, elem_id="compare-recent"):
         recent = gr.HTML("", padding=False)
-    return Kept(row, link, replay, delete, notice, recent)
+    return Kept(row, link, replay, delete, recent)

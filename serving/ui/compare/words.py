@@ -21,9 +21,13 @@ WORDS = Words(
         "view_diff": ("与甲逐词比较", "Word diff against A"),
         "view_tokens": ("逐 token 看底座", "Tokens against the base"),
         "base_prompt": ("底座读到的提示词", "The base reads"),
-        "base_same": ("与本栏相同", "the lane's prompt"),
-        "base_own": ("底座自己的", "its own prompt"),
+        "base_same": ("底座读本栏的提示词", "The base reads the lane's prompt"),
+        "base_own": ("底座读自己的提示词", "The base reads its own"),
         "bare": ("不用系统提示词", "No system prompt"),
+        "empty": (
+            "### 同一个问题，各栏同时作答\n在下面提问，或点一个示例",
+            "### One question, every lane answers at once\nAsk below, or pick a sample",
+        ),
         "seed_shared": ("随机种子（各栏共用）", "Seed (shared by all lanes)"),
         "dice": ("换种子", "New dice"),
         "new": ("新对比", "New"),
@@ -57,8 +61,8 @@ WORDS = Words(
         "deleted": ("甲有、此栏没有", "in A, not here"),
         "inserted": ("此栏有、甲没有", "here, not in A"),
         "no_difference": ("与甲一字不差", "word for word the same as A"),
-        "base_likelier": ("底座更可能这样说", "likelier from the base"),
-        "lane_likelier": ("本栏更可能这样说", "likelier from this lane"),
+        "base_likelier": ("底座更可能", "likelier from base"),
+        "lane_likelier": ("本栏更可能", "from this lane"),
         "pick_token": (
             "指向、点按或用方向键选一个 token，看底座会怎么说。",
             "Hover, tap or use the arrow keys: what would the base have said?",
@@ -86,7 +90,7 @@ WORDS = Words(
         "deleted_comparison": ("已删除", "Deleted"),
         "not_kept": ("这次对比没能保存：{why}", "This comparison could not be kept: {why}"),
         "no_recent": ("还没有对比。提一个问题，它就会留在这里。", "None yet. Ask something, and it stays here."),
-        "made_for": ("{key} 的", "by {key}"),
+        "made_for": ("{owner} 的", "by {owner}"),
     },
 )
 
