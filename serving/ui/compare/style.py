@@ -8,12 +8,14 @@ CSS = """
 [id$="-panel"] .html-container, #compare-notice .html-container { padding: 0 !important; }
 [id$="-panel"] { border: 0 !important; padding: 0 !important; }
 .lane [id$="-model"] input { padding-right: 18px !important; }
-#compare-kept button { align-self: end; height: 42px; }
+#compare-replay, #compare-delete { align-self: end; min-height: 42px; }
+#compare-toolbar { align-items: center; }
+#compare-toolbar > button { height: 36px; }
 .panel { height: 42vh; min-height: 300px; overflow: auto; padding: 12px; border-radius: var(--radius-md);
          border: 1px solid var(--border-color-primary); background: var(--background-fill-primary);
          color: var(--body-text-color); line-height: 1.75; overflow-wrap: anywhere; }
 .panel .asked { color: var(--body-text-color-subdued); margin: 0 0 8px; font-size: .9rem; }
-.panel .said { white-space: pre-wrap; }
+.panel .said { white-space: pre-wrap; font-size: 1.08rem; line-height: 1.9; }
 .panel .hint { color: var(--body-text-color-subdued); }
 .panel .legend { display: flex; flex-wrap: wrap; gap: 4px 14px; align-items: center; font-size: .85rem;
                  color: var(--body-text-color-subdued); margin: 0 0 10px; }
@@ -23,7 +25,7 @@ CSS = """
 .dark .panel del, .dark .legend del { background: #7f1d1d; color: #fee2e2; }
 .token-panel { display: flex; flex-direction: column; padding: 0; }
 .token-panel .body { overflow: auto; flex: 1; padding: 12px; }
-.token-panel .tk { border-radius: 3px; padding: 1px 0; cursor: pointer; outline-offset: 1px;
+.token-panel .tk { border-radius: 3px; padding: 2px 0; cursor: pointer; outline-offset: 1px;
                    background: color-mix(in srgb, var(--tint) calc(var(--d) * 60%), transparent); }
 .token-panel .up, .ramp .up { --tint: #d9472f; } .token-panel .down, .ramp .down { --tint: #2f7fd9; }
 .token-panel .tk.chosen { outline: 2px solid var(--body-text-color); }

@@ -46,8 +46,9 @@ def _wire_questions(widgets: CompareWidgets, asking: Asking, reading: Reading, p
     question, settings, out = row.question, widgets.settings, widgets.outputs
     models = [lane.model for lane in widgets.lanes]
 
-    def suggest(request: gr.Request, *models: str) -> gr.Dataset:
-        return gr.Dataset(samples=[[text] for text in asking.samples(models, language_of(request))])
+    def suggest(request: gr.Request, slots: list[int], *models: str) -> gr.Dataset:
+        on_screen = [models[slot] for slot in slots]
+        return gr.Dataset(samples=[[text] for text in asking.samples(on_screen, language_of(request))])
 
     viewed = [widgets.comparison, bar.view, bar.base_prompt]
     for asked in (
@@ -75,7 +76,8 @@ def _wire_questions(widgets: CompareWidgets, asking: Asking, reading: Reading, p
     kept.delete.click(reading.delete, widgets.comparison, out, queue=False, **_QUIET)
     widgets.comparison.change(None, widgets.comparison, kept.link, js=_ADDRESS, **_QUIET)
     row.dice.click(random_seed, None, row.seed, queue=False, **_QUIET)
-    gr.on([page.load, *(model.change for model in models)], suggest, models[:MIN_LANES], row.samples, **_QUIET)
+    changes = [widgets.slots.change, *(model.change for model in models)]
+    gr.on([page.load, *changes], suggest, [widgets.slots, *models], row.samples, **_QUIET)
 
 
 def _wire_lanes(widgets: CompareWidgets, updates: PageUpdates) -> None:

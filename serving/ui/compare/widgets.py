@@ -152,7 +152,7 @@ def _kept() -> Kept:
             min_width=240,
             elem_id="compare-link",
         )
-        replay = gr.Button(t("replay"), scale=1, min_width=110, elem_id="compare-replay")
+        replay = gr.Button(t("replay"), scale=1, min_width=150, elem_id="compare-replay")
         delete = gr.Button(t("delete"), scale=0, min_width=80, elem_id="compare-delete")
     with gr.Accordion(t("recent"), open=False, elem_id="compare-recent"):
         recent = gr.HTML("", padding=False)
