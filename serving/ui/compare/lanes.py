@@ -55,7 +55,7 @@ def lane_column(chat: ChatService, slot: int) -> LaneWidgets:
                 1,
                 step=0.05,
                 label=common("strength"),
-                min_width=150,
+                min_width=190,
                 scale=2,
                 elem_id=f"{name}-strength",
             )

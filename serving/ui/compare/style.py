@@ -29,7 +29,7 @@ CSS = """
                    background: color-mix(in srgb, var(--tint) calc(var(--d) * 60%), transparent); }
 .token-panel .up, .ramp .up { --tint: #d9472f; } .token-panel .down, .ramp .down { --tint: #2f7fd9; }
 .token-panel .tk.chosen { outline: 2px solid var(--body-text-color); }
-.token-panel .tk .sign { font-size: .8em; color: var(--body-text-color-subdued); }
+.token-panel .tk .sign { font-size: .8em; }
 .ramp { display: inline-flex; border-radius: 3px; overflow: hidden; }
 .ramp i { width: 14px; height: 12px; background: color-mix(in srgb, var(--tint) calc(var(--d) * 60%), transparent); }
 .token-panel .inspector { border-top: 1px solid var(--border-color-primary); padding: 8px 12px; flex: none;
@@ -52,5 +52,8 @@ CSS = """
 .recent a { color: var(--primary-700); overflow-wrap: anywhere; } .dark .recent a { color: var(--primary-300); }
 .recent time { color: var(--body-text-color-subdued); white-space: nowrap; margin-left: auto; }
 #compare-view, #compare-base-prompt { border: 0; background: none; padding: 0; }
+@media (min-width: 1000px) { /* five and six lanes in two even rows */
+  #compare-lanes:has(> .lane:nth-child(5)) > .lane { flex: 1 1 30%; }
+}
 @media (max-width: 640px) { .panel { height: 52vh; } }
 """

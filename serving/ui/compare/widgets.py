@@ -87,7 +87,7 @@ def lay_out(chat: ChatService) -> CompareWidgets:
         elem_id="compare-slots",
     )
     toolbar = _toolbar()
-    with gr.Row():
+    with gr.Row(elem_id="compare-lanes"):
         lanes = [lane_column(chat, slot) for slot in range(MAX_LANES)]
     notice = gr.HTML("", visible=False, elem_id="compare-notice", padding=False)
     asking = _asking(chat)
@@ -152,7 +152,7 @@ def _kept() -> Kept:
             min_width=240,
             elem_id="compare-link",
         )
-        replay = gr.Button(t("replay"), scale=1, min_width=150, elem_id="compare-replay")
+        replay = gr.Button(t("replay"), scale=1, min_width=180, elem_id="compare-replay")
         delete = gr.Button(t("delete"), scale=0, min_width=80, elem_id="compare-delete")
     with gr.Accordion(t("recent"), open=False, elem_id="compare-recent"):
         recent = gr.HTML("", padding=False)
