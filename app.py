@@ -169,7 +169,6 @@ def build_app(services: Services) -> FastAPI:
     from serving.metrics import Metrics
     from serving.probe import Prober
     from serving.response_store import ResponseStore
-    from serving.system_prompts import SystemPrompts
     from serving.usage import UsageBook
     from serving.votes import VoteStore
     from serving.watch import WATCH_POLL_S, DirectoryWatcher, publish_found
@@ -282,17 +281,16 @@ def build_app(services: Services) -> FastAPI:
         from serving.ui.studio import Studio, studio_tabs
 
         sessions = Sessions(keys)
-        prompts = SystemPrompts(database)
         tabs = studio_tabs(
             Studio(
                 settings=settings,
                 chat=chat,
+                database=database,
                 viewer_of=sessions.viewer,
                 log_in=sessions.promote,
                 keys=key_store,
                 usage=usage,
                 conversations=conversations,
-                prompts=prompts,
                 files=files,
             )
         )

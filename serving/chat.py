@@ -142,6 +142,11 @@ class ChatService:
         note_answers(answers)
         return answers
 
+    async def prompt_ids(self, turn: Turn) -> list[int]:
+        """Token ids that an answer to the turn's messages would continue. Raises as `ask`; takes no lease."""
+        versions = self._versions(turn)
+        return (await asyncio.to_thread(self._conversation, turn, versions))[0]
+
     async def tokenize(self, turn: Turn, *, head: bool, special: bool) -> list[int]:
         """Token ids of the turn's prompt, however many. `head`: with that of the assistant's turn; `special`: with the
         tokens that the tokenizer puts around any text."""

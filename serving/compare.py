@@ -20,6 +20,8 @@ MAX_LANES = 6
 
 @dataclass(frozen=True)
 class Lane:
+    """`system` None is the model's own system prompt, "" is none at all."""
+
     model: str
     scale: float = 1.0
     system: str | None = None
@@ -32,12 +34,16 @@ class LaneProgress:
     answer: Answer
     text: str = ""
     reasoning: str = ""
-    tokens: int = 0
+    token_ids: list[int] = field(default_factory=list)
     first_token_s: float | None = None
     last_token_s: float | None = None
     finish_reason: FinishReason | None = None
     error: str | None = None
     started: float = field(default_factory=time.perf_counter)
+
+    @property
+    def tokens(self) -> int:
+        return len(self.token_ids)
 
     @property
     def tokens_per_s(self) -> float | None:
@@ -51,7 +57,7 @@ class LaneProgress:
         if delta.token_ids:
             self.first_token_s = self.first_token_s if self.first_token_s is not None else now
             self.last_token_s = now
-            self.tokens += len(delta.token_ids)
+            self.token_ids += delta.token_ids
         self.text += delta.text
         self.reasoning += delta.reasoning
         self.finish_reason = delta.finish_reason or self.finish_reason
@@ -112,28 +118,32 @@ async def compare(
     key: str = "",
     priority: int = 0,
     thinking: bool | None = None,
+    repeatable: bool = False,
 ) -> Comparison:
     """Start one answer a lane, all in the same step. `conversations[i]` is what lane i has seen so far, the new
-    question last; in a first turn they are all the same. Every lane uses `params.seed`."""
+    question last; in a first turn they are all the same. Every lane uses `params.seed`. A `repeatable`
+    comparison computes its prompts whole, so that an idle server gives the same texts again."""
     if not 1 <= len(lanes) <= MAX_LANES:
         raise Invalid(f"a comparison takes 1 to {MAX_LANES} lanes, not {len(lanes)}", param="lanes")
     turns = [
         Turn(
             model=lane.model,
-            messages=tuple(_with_system(messages, lane.system)),
-            params=replace(params),
+            messages=tuple(with_system(messages, lane.system)),
+            params=replace(params, whole_prompt=repeatable),
             max_tokens=max_tokens,
             scale=lane.scale,
             key=key,
             priority=priority,
             thinking=thinking,
+            own_system=lane.system != "",
         )
         for lane, messages in zip(lanes, conversations, strict=True)
     ]
     return Comparison(await chat.ask_together(turns), params.seed)
 
 
-def _with_system(messages: Sequence[Message], system: str | None) -> list[Message]:
+def with_system(messages: Sequence[Message], system: str | None) -> list[Message]:
+    """The messages under this system prompt: None leaves theirs, "" takes it away."""
     if system is None:
         return list(messages)
     rest = [message for message in messages if message["role"] != "system"]

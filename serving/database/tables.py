@@ -108,3 +108,15 @@ system_prompts = Table(
     Column("name", String(64), primary_key=True),
     Column("text", Text, nullable=False),
 )
+# What was said in a comparison on the page; its id is its permanent link, which nobody can guess.
+saved_comparisons = Table(
+    "saved_comparisons",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("key", String(64), nullable=False),  # whose it is; "" where no key is wanted
+    Column("title", Text, nullable=False),  # the first question
+    Column("content", Text, nullable=False),  # JSON: serving.comparison_store.SavedComparison
+    Column("created_at", BigInteger, nullable=False),
+    Column("changed_at", BigInteger, nullable=False),
+)
+Index("ix_saved_comparisons_key_changed_at", saved_comparisons.c.key, saved_comparisons.c.changed_at)

@@ -48,6 +48,9 @@ class SamplingParams:
     logit_bias: tuple[tuple[int, float], ...] = ()
     logprobs: int | None = None  # alternatives to report; 0 reports the chosen token alone
     prompt_logprobs: int | None = None  # the same for the prompt's tokens; max_tokens 0 then scores it and no more
+    # Every token of the prompt is computed, whatever the prefix cache has of it: what was asked before then changes no
+    # rounding, and an idle engine gives the same text again.
+    whole_prompt: bool = False
     # The mean of the prompt's last hidden states, after the final norm; needs max_tokens 0, as nothing is said.
     embed: bool = False
     grammar: Grammar | None = None
@@ -176,8 +179,9 @@ class Sequence:
 
     @property
     def needs_whole_prompt(self) -> bool:
-        """Whether more than keys and values is wanted of the prompt's tokens, so that none of them may be skipped."""
-        return self.scores_prompt or self.pools_prompt
+        """Whether none of the prompt's tokens may be skipped: more than their keys and values is wanted, or the same
+        rounding every time."""
+        return self.scores_prompt or self.pools_prompt or self.request.params.whole_prompt
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,10 @@ import gradio as gr
 from adapters.settings import Settings
 from adapters.ui.tab import Tab, ViewerOf
 from serving.chat import ChatService
+from serving.comparison_store import ComparisonStore
+from serving.comparisons import Comparisons
 from serving.conversations import Conversations
+from serving.database.database import Database
 from serving.files import FileStore
 from serving.keys import KeyStore
 from serving.system_prompts import SystemPrompts
@@ -16,14 +19,15 @@ from serving.ui.chat.drawing import ChatServices
 from serving.ui.chat.style import CSS as CHAT_CSS
 from serving.ui.chat.tab import chat_tab
 from serving.ui.chat.words import CHAT
-from serving.ui.compare_tab import compare_tab
+from serving.ui.compare.style import CSS as COMPARE_CSS
+from serving.ui.compare.tab import compare_tab
+from serving.ui.compare.words import WORDS as COMPARE
 from serving.ui.home.css import CSS as HOME_CSS
 from serving.ui.home.tab import home_tab
 from serving.ui.home.words import HOME
 from serving.ui.settings.css import CSS as SETTINGS_CSS
 from serving.ui.settings.tab import SettingsServices, settings_tab
 from serving.ui.settings.words import SETTINGS
-from serving.ui.texts import COMPARE
 from serving.usage import UsageBook
 
 
@@ -35,19 +39,21 @@ class Studio:
     chat: ChatService
     viewer_of: ViewerOf
     log_in: Callable[[gr.Request, str], bool]
+    database: Database
     keys: KeyStore
     usage: UsageBook
     conversations: Conversations
-    prompts: SystemPrompts
     files: FileStore
 
 
 def studio_tabs(studio: Studio) -> list[Tab]:
-    talk = ChatServices(studio.chat, studio.conversations, studio.prompts, studio.files, studio.viewer_of)
+    prompts = SystemPrompts(studio.database)
+    talk = ChatServices(studio.chat, studio.conversations, prompts, studio.files, studio.viewer_of)
+    comparisons = Comparisons(studio.chat, ComparisonStore(studio.database))
     return [
         Tab("home", HOME, lambda page: home_tab(studio.chat, studio.viewer_of, page), HOME_CSS),
         Tab("chat", CHAT, lambda page: chat_tab(talk, page), CHAT_CSS),
-        Tab("compare", COMPARE, lambda page: compare_tab(studio.chat, page)),
+        Tab("compare", COMPARE, lambda page: compare_tab(comparisons, studio.viewer_of, page), COMPARE_CSS),
         settings_of(studio),
     ]
 

@@ -8,11 +8,6 @@ LABELS: dict[str, Both] = {
         "One base model, many faces: LoRA adapters, swapped live",
     ),
     "model": ("模型", "Model"),
-    "lane_a": ("甲", "Lane A"),
-    "lane_b": ("乙", "Lane B"),
-    "lane_c": ("丙", "Lane C"),
-    "lane_d": ("丁", "Lane D"),
-    "lane_count": ("栏数", "Lanes"),
     "strength": ("强度", "Strength"),
     "system": ("系统提示词", "System prompt"),
     "system_default": ("留空：使用该模型自带的提示词", "Empty: the model's own prompt"),
@@ -30,8 +25,6 @@ LABELS: dict[str, Both] = {
     "max_tokens": ("最多生成 token 数", "Max new tokens"),
     "seed": ("随机种子", "Seed"),
     "seed_chat_info": ("留空：每次不同", "Empty: new each time"),
-    "seed_shared": ("随机种子（各栏共用）", "Seed (shared by all lanes)"),
-    "dice": ("换种子", "New dice"),
 }
 
 LINES: dict[str, Both] = {
@@ -66,7 +59,6 @@ QUESTIONS: tuple[tuple[str, ...], tuple[str, ...]] = (
 
 
 WORDS = Words("common", LABELS, LINES)
-COMPARE = Words("compare", {"title": ("对比", "Compare")})
 t, say = WORDS.t, WORDS.say
 
 
