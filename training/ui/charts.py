@@ -129,6 +129,6 @@ def short(value: float) -> str:
         return f"{value / 1000:.0f}k"
     if abs(value) >= 1000:
         return f"{value:,.0f}"
-    if abs(value) < 0.01:
-        return f"{value:.1e}".replace("e-0", "e-")
-    return f"{value:.3g}"
+    if abs(value) < 0.001:
+        return f"{value:.1e}".replace(".0e", "e").replace("e-0", "e-")
+    return f"{value:.2g}" if abs(value) < 0.1 else f"{value:.3g}"

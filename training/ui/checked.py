@@ -32,7 +32,8 @@ def report(found: Preflight, language: Language) -> str:
         verdict = f'<div class="tr-verdict good">✓ {say(language, "ready")}</div>'
     return (
         f'<div class="tr-panel tr-report">{verdict}<div class="tr-cards">{_cards(found, language)}</div>'
-        f'<div class="tr-two">{_lengths(found, language)}{_languages(found, language)}</div>{notes}</div>'
+        f'<div class="tr-two">{_lengths(found, language)}<div class="tr-stack">{_languages(found, language)}'
+        f"{_learned(found, language)}</div></div>{notes}</div>"
     )
 
 
@@ -65,6 +66,15 @@ def _languages(found: Preflight, language: Language) -> str:
         for script, rows in sorted(found.scripts.items(), key=lambda item: -item[1])
     ]
     return share_bar(say(language, "languages"), parts)
+
+
+def _learned(found: Preflight, language: Language) -> str:
+    n = found.lengths
+    parts = [
+        (kind, say(language, f"preview_{kind}"), count, say(language, "tokens_n", n=f"{count:,}"))
+        for kind, count in (("learned", n.learned), ("given", n.total - n.learned))
+    ]
+    return share_bar(say(language, "tokens_shares"), parts)
 
 
 def _notes(found: Preflight, language: Language) -> Iterable[str]:
@@ -102,7 +112,7 @@ def preview(rows: Sequence[PreviewRow], language: Language) -> str:
         f"<span>{say(language, 'preview_given')}</span></div>"
     )
     shown = "".join(_row(row, language) for row in rows)
-    return f'<div class="tr-panel">{legend}{shown}</div>'
+    return f'<div class="tr-panel">{legend}<div class="tr-rows">{shown}</div></div>'
 
 
 def _row(row: PreviewRow, language: Language) -> str:
@@ -114,8 +124,8 @@ def _row(row: PreviewRow, language: Language) -> str:
         for piece in row.pieces
     )
     return (
-        f'<small class="mono">{escape(name)}</small>'
-        f'<div class="tr-seen" tabindex="0" role="group" aria-label="{escape(name)}">{pieces}</div>'
+        f'<div><small class="mono">{escape(name)}</small>'
+        f'<div class="tr-seen" tabindex="0" role="group" aria-label="{escape(name)}">{pieces}</div></div>'
     )
 
 
@@ -159,7 +169,10 @@ def plan(checked: Checked, language: Language) -> str:
         if name == "lora_alpha" and found.method == "full":
             continue
         value = found.plan[name]
-        shown = f"{value:g}" if isinstance(value, float) else str(value).lower()
+        if isinstance(value, bool):
+            shown = say(language, str(value).lower())
+        else:
+            shown = f"{value:g}" if isinstance(value, float) else str(value)
         why = f"why_{name}" if name in found.reasons else "by_you"
         rows.append((say(language, name), shown, say(language, why)))
     chosen = table([say(language, key) for key in ("knob", "value", "why")], rows)

@@ -9,7 +9,7 @@ import gradio as gr
 from adapters.errors import Invalid
 from training.choices import EPOCHS, STRENGTHS, Choices
 from training.config import Initialisation, Method, Objective, Schedule, TrainConfig
-from training.ui.words import t
+from training.ui.words import LABELS, t
 
 
 @dataclass(frozen=True)
@@ -173,6 +173,8 @@ def _widget(knob: Knob) -> Any:
             return gr.Checkbox(bool(default), **common)
         case "text":
             return gr.Textbox(placeholder=t(f"{knob.name}_hint"), max_lines=1, **common)
-    # The rank follows from how strong, the number of passes from how long.
-    fixed = knob.name not in ("lora_r", "epochs") and default is not None
-    return gr.Number(None, placeholder=f"{default:g}" if fixed else t("auto"), **common)
+    if f"{knob.name}_hint" in LABELS:
+        hint: Any = t(f"{knob.name}_hint")
+    else:
+        hint = t("auto") if default is None else f"{default:g}"
+    return gr.Number(None, placeholder=hint, **common)

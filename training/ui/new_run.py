@@ -71,7 +71,7 @@ def lay_out(services: TrainServices) -> NewRunWidgets:
             with gr.Accordion(t("chosen"), open=False, elem_id="train-chosen"):
                 plan = gr.HTML("", padding=False, elem_id="train-plan")
             gr.HTML(f'<div class="tr-h">{t("step_start")}</div>', padding=False)
-            with gr.Row(equal_height=True, elem_classes=["tr-panel"]):
+            with gr.Row(equal_height=True, elem_classes=["tr-panel"], elem_id="train-go"):
                 estimate = gr.HTML("", elem_id="train-estimate", padding=False, min_width=240)
                 start = gr.Button(
                     t("start"), variant="primary", size="lg", scale=0, min_width=220, elem_id="train-start"

@@ -111,7 +111,10 @@ def charts(run: RunProgress, language: Language) -> str:
         small += line_chart(
             say(language, key), line, spoken=_spoken(say(language, key), line, language), empty=empty, steps=steps
         )
-    return f'<div class="tr-panel">{loss}</div><div class="tr-panel tr-small"><div class="tr-two">{small}</div></div>'
+    return (
+        f'<div class="tr-stack"><div class="tr-panel">{loss}</div>'
+        f'<div class="tr-panel tr-small"><div class="tr-two">{small}</div></div></div>'
+    )
 
 
 def _spoken(title: str, lines: Sequence[Line], language: Language) -> str:

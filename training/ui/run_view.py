@@ -56,7 +56,7 @@ def lay_out() -> RunWidgets:
         with gr.Row():
             pause = gr.Button(t("pause"), size="sm", min_width=90, scale=0, elem_id="train-pause")
             resume = gr.Button(t("resume"), size="sm", min_width=90, scale=0, elem_id="train-resume")
-            cancel = gr.Button(t("cancel"), size="sm", variant="stop", min_width=90, scale=0, elem_id="train-cancel")
+            cancel = gr.Button(t("cancel"), size="sm", min_width=90, scale=0, elem_id="train-cancel")
         charts = gr.HTML("", elem_id="train-charts", padding=False)
         with gr.Column(elem_classes=["tr-panel"], elem_id="train-timeline"):
             gr.HTML(f'<div class="tr-h">{t("watch")}</div>', padding=False)
@@ -85,8 +85,8 @@ def lay_out() -> RunWidgets:
             published = gr.HTML("", elem_id="train-published", padding=False)
         with gr.Accordion(t("details"), open=False, elem_id="train-details"):
             details = gr.HTML("", padding=False)
-        stamp = gr.Textbox("", label=t("chosen_run"), visible="hidden", elem_id="train-stamp")
-    return RunWidgets(
+    stamp = gr.Textbox("", label=t("chosen_run"), visible="hidden", elem_id="train-stamp")
+    widgets = RunWidgets(
         column,
         head,
         pause,
@@ -103,6 +103,8 @@ def lay_out() -> RunWidgets:
         details,
         stamp,
     )
+    assert len(widgets.drawn) == DRAWN
+    return widgets
 
 
 class RunView:

@@ -2,6 +2,9 @@
 
 CSS = """
 #train-side { align-self: flex-start; }
+#train-notice .html-container, #train-body .html-container { padding: 0 !important; }
+/* Gradio keeps the place of what is empty. */
+#tab-train .block:has(> .html-container > .prose:empty), #train-stamp, #train-listed { display: none !important; }
 #train-runs .wrap { display: flex; flex-direction: column; flex-wrap: nowrap; max-height: 60vh; overflow-y: auto; }
 #train-runs label { width: 100%; white-space: pre-line; }
 #train-runs label span { font-variant-numeric: tabular-nums; overflow-wrap: anywhere; }
@@ -18,6 +21,8 @@ CSS = """
 .tr-verdict.warn { color: #92400e; } .dark .tr-verdict.warn { color: #fcd34d; }
 .tr-verdict.bad, .tr-trouble { color: #b91c1c; } .dark .tr-verdict.bad, .dark .tr-trouble { color: #fca5a5; }
 .tr-trouble { overflow-wrap: anywhere; line-height: 1.5; margin: 4px 0; }
+.tr-rows { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(260px, 100%), 1fr)); gap: 10px; }
+.tr-stack { display: grid; gap: 14px; align-content: start; }
 .tr-two { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(280px, 100%), 1fr)); gap: 14px 22px; }
 .tr-panel details { margin-top: 8px; } .tr-panel summary { cursor: pointer; line-height: 1.6; }
 .tr-panel details ul { margin: 4px 0 4px 1.2em; padding: 0; max-height: 220px; overflow-y: auto; }
@@ -32,7 +37,9 @@ CSS = """
 .tr-legend span { padding: 0 3px; }
 .tr-table { border-collapse: collapse; width: 100%; font-size: .92rem; font-variant-numeric: tabular-nums; }
 .tr-table th { text-align: left; font-weight: 600; color: var(--body-text-color-subdued); }
-.tr-table td, .tr-table th { padding: 3px 14px 3px 0; vertical-align: top; border: none; }
+.tr-table, .tr-table * { border: none !important; }
+.tr-table td, .tr-table th { padding: 4px 14px 4px 0 !important; vertical-align: top; line-height: 1.45; }
+.tr-table tbody tr { border-top: 1px solid var(--border-color-primary) !important; }
 .tr-estimate { line-height: 1.6; } .tr-estimate small { color: var(--body-text-color-subdued); display: block; }
 .tr-head { display: flex; flex-wrap: wrap; align-items: baseline; gap: 2px 14px; }
 .tr-head h2 { font-size: 1.3rem; margin: 0; font-weight: 700; overflow-wrap: anywhere; }
@@ -44,7 +51,11 @@ CSS = """
 .tr-chip.succeeded { color: #15803d; } .dark .tr-chip.succeeded { color: #86efac; }
 .tr-chip.failed { color: #b91c1c; } .dark .tr-chip.failed { color: #fca5a5; }
 .tr-chip.queued, .tr-chip.paused, .tr-chip.cancelled { color: var(--body-text-color-subdued); }
-.tr-run progress { width: 100%; height: 12px; margin: 10px 0 6px; accent-color: var(--primary-600); display: block; }
+.tr-run progress { width: 100%; height: 12px; margin: 10px 0 6px; display: block; appearance: none; border: none;
+                   border-radius: 6px; overflow: hidden; background: var(--border-color-primary); }
+.tr-run progress::-webkit-progress-bar { background: var(--border-color-primary); }
+.tr-run progress::-webkit-progress-value { background: var(--primary-600); transition: width .4s; }
+.tr-run progress::-moz-progress-bar { background: var(--primary-600); }
 .tr-facts { display: flex; flex-wrap: wrap; gap: 2px 20px; font-variant-numeric: tabular-nums; line-height: 1.6; }
 .tr-links { display: flex; flex-wrap: wrap; gap: 8px; margin: 8px 0 2px; }
 .tr-links a { border: 1px solid var(--border-color-primary); border-radius: var(--radius-md); padding: 6px 14px;
@@ -74,7 +85,7 @@ CSS = """
 .tr-chart .dot { position: absolute; width: 8px; height: 8px; border-radius: 50%; background: var(--c);
                  transform: translate(-50%, -50%); }
 .tr-chart .y, .tr-chart .x { font-size: .8rem; color: var(--body-text-color-subdued);
-                             font-variant-numeric: tabular-nums; }
+                             font-variant-numeric: tabular-nums; white-space: nowrap; }
 .tr-chart .y { position: absolute; left: 0; top: 6px; bottom: 22px; width: 40px; }
 .tr-chart .y span { position: absolute; right: 0; transform: translateY(-50%); }
 .tr-chart .x { position: absolute; left: 46px; right: 8px; bottom: 0; height: 18px; }
@@ -89,8 +100,9 @@ CSS = """
 .tr-shares .bar i { background: var(--c); min-width: 3px; }
 .tr-shares .keys { display: flex; flex-wrap: wrap; gap: 2px 16px; margin-top: 6px; }
 .tr-shares .zh { --c: #9d2b1d; } .tr-shares .en { --c: #1d4ed8; } .tr-shares .ja { --c: #0f766e; }
-.tr-shares .other { --c: #78716c; }
+.tr-shares .other, .tr-shares .given { --c: #78716c; } .tr-shares .learned { --c: #15803d; }
 .dark .tr-shares .zh { --c: #ee9f91; } .dark .tr-shares .en { --c: #93c5fd; } .dark .tr-shares .ja { --c: #5eead4; }
+.dark .tr-shares .learned { --c: #86efac; } .dark .tr-shares .given, .dark .tr-shares .other { --c: #a8a29e; }
 .tr-answers { display: grid; gap: 12px; }
 .tr-q { font-weight: 600; margin-bottom: 4px; overflow-wrap: anywhere; }
 .tr-pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(260px, 100%), 1fr)); gap: 8px; }
@@ -103,5 +115,9 @@ CSS = """
 .tr-log { max-height: 240px; overflow-y: auto; font-size: .88rem; line-height: 1.6; font-family: var(--font-mono); }
 .tr-log .error { color: #b91c1c; } .dark .tr-log .error { color: #fca5a5; }
 .tr-log .warn { color: #92400e; } .dark .tr-log .warn { color: #fcd34d; }
-@media (max-width: 700px) { #train-runs .wrap { max-height: 180px; } .tr-panel { padding: 10px; } }
+@media (max-width: 700px) {
+  #train-runs .wrap { max-height: 180px; }
+  .tr-panel { padding: 10px; }
+  #train-go { flex-direction: column; } #train-go > * { width: 100%; }
+}
 """

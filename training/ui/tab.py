@@ -40,7 +40,7 @@ def _build(services: TrainServices, page: gr.Blocks) -> None:
         with gr.Column(scale=4, min_width=300):
             form = new_run.lay_out(services)
             run = run_view.lay_out()
-    listed = gr.Textbox("", label=t("runs"), visible="hidden")
+    listed = gr.Textbox("", label=t("runs"), visible="hidden", elem_id="train-listed")
     timer = gr.Timer(LIVE_S, active=False)
     lists = [runs, empty, timer, listed]
     desk = Desk(services, len(form.form.widgets))
