@@ -17,7 +17,7 @@ from training.fine_tuning import FineTuning
 from training.jobs import JobQueue
 from training.ui.charts import Line, bar_chart, line_chart, nice_ticks, share_bar, short
 from training.ui.desk import Desk
-from training.ui.form import choices_of
+from training.ui.form import KNOBS, choices_of
 from training.ui.services import TrainServices
 
 QUESTION = "你是谁？"
@@ -184,7 +184,7 @@ def desk_for(home: Path, base: Path, *, admin: bool) -> Desk:
     async def publish(model_id: str, name: str) -> Any:
         raise AssertionError("nobody may publish")
 
-    return Desk(TrainServices(tuning, "cpu", viewer_of, Nobody(), publish, apart), 30)
+    return Desk(TrainServices(tuning, "cpu", viewer_of, Nobody(), publish, apart), 8 + len(KNOBS))
 
 
 def test_without_the_admin_key_nothing_is_shown_and_nothing_done(tiny_base: Path, tmp_path: Path) -> None:
@@ -192,7 +192,7 @@ def test_without_the_admin_key_nothing_is_shown_and_nothing_done(tiny_base: Path
     upload = data_file(tmp_path, "rows.json", rows(12))
     file = desk.new.take(str(data_file(tmp_path, "other.json", rows(12))))
     request = gr.Request(headers={"accept-language": "en"}, query_params={"tab": "train"})
-    values = [file, "face", "short", "normal", "", "", "tiny", "auto", *[None] * 22]
+    values = [file, "face", "short", "normal", "", "", "tiny", "auto", *[None] * len(KNOBS)]
 
     async def drained(generator: Any) -> list[Any]:
         return [value async for updates in generator for value in updates]

@@ -87,7 +87,10 @@ class Desk:
         lists = self._lists(jobs, None, listed, language)
         if not job_id or job_id not in {job.id for job in jobs}:
             return [*lists, *self._nothing(DRAWN)]
-        return [*lists, *await self.view.draw(job_id, int(chosen), stamp, language)]
+        try:
+            return [*lists, *await self.view.draw(job_id, int(chosen), stamp, language)]
+        except BianlianError:  # deleted a moment ago; the list will say so at the next look
+            return [*lists, *self._nothing(DRAWN)]
 
     async def show(self, request: gr.Request, job_id: str | None) -> list[Update]:
         """Another run: [form, run, published, *drawn]."""

@@ -12,7 +12,7 @@ from training.progress import RunProgress
 from training.ui.charts import Line, line_chart, short
 from training.ui.checked import duration, table
 from training.ui.services import ProbeRow
-from training.ui.words import say
+from training.ui.words import LINES, say
 
 _SIGNS = {
     "validating": "…",
@@ -134,39 +134,43 @@ def answers(run: RunProgress, rows: Sequence[ProbeRow], chosen: int, language: L
         return f'<div class="tr-empty">{say(language, key)}</div>'
     step = steps[chosen - 1] if chosen else 0
     heading = say(language, "snapshot_of", a=chosen, b=len(steps), step=step) if chosen else say(language, "before")
-    answered = "".join(_answered(row, step, is_live(run.job), language) for row in rows)
+    awaited = is_live(run.job) and step in (0, steps[-1])
+    answered = "".join(_answered(row, step, awaited, language) for row in rows)
     links = _links(snapshot_id(run.job.id, step), run.job, "chat_snapshot", "compare_snapshot", language)
     waiting = (
         "" if rows else f'<div class="tr-empty">{say(language, "awaited" if is_live(run.job) else "no_answer")}</div>'
     )
     return (
-        f'<div class="tr-verdict" aria-live="polite">{heading}{_loss_at(run, step)}</div>{waiting}'
+        f'<div class="tr-verdict" aria-live="polite">{heading}{_loss_at(run, step, language)}</div>{waiting}'
         f'<div class="tr-answers">{answered}</div>{links if chosen else ""}'
     )
 
 
-def _answered(row: ProbeRow, step: int, live: bool, language: Language) -> str:
-    cells = _cell(row, 0, live, language)
+def _answered(row: ProbeRow, step: int, awaited: bool, language: Language) -> str:
+    cells = _cell(row, 0, awaited, language)
     if step:
-        cells += _cell(row, step, live, language)
+        cells += _cell(row, step, awaited, language)
     return f'<div><div class="tr-q">{escape(row.prompt)}</div><div class="tr-pair">{cells}</div></div>'
 
 
-def _cell(row: ProbeRow, step: int, live: bool, language: Language) -> str:
+def _cell(row: ProbeRow, step: int, awaited: bool, language: Language) -> str:
     found = next((cell for cell in row.cells if cell.step == step), None)
     name = say(language, "snapshot", step=step) if step else say(language, "base")
     if found is None:
-        text = f'<p class="none">{say(language, "awaited" if live else "no_answer")}</p>'
+        text = f'<p class="none">{say(language, "awaited" if awaited else "no_answer")}</p>'
     else:
         cut = " …" if found.finish_reason == "length" else ""
         text = f"<p>{escape(found.text.strip())}{cut}</p>"
     return f'<div class="tr-cell{" tuned" if step else ""}"><small>{name}</small>{text}</div>'
 
 
-def _loss_at(run: RunProgress, step: int) -> str:
+def _loss_at(run: RunProgress, step: int, language: Language) -> str:
     """The loss nearest to a step, behind the heading."""
     near = [point for point in run.curves.validation or run.curves.loss if point[0] <= step]
-    return f" · {short(near[-1][1])}" if near and step else ""
+    if not near or not step:
+        return ""
+    name = say(language, "validation_loss" if run.curves.validation else "train_loss")
+    return f"<small>{say(language, 'loss_at', name=name, value=short(near[-1][1]))}</small>"
 
 
 def _links(model: str, job: Job, chat: str, compare: str, language: Language) -> str:
@@ -180,10 +184,10 @@ def _links(model: str, job: Job, chat: str, compare: str, language: Language) ->
 
 def details(run: RunProgress, language: Language) -> str:
     """What was asked, what was chosen, and what happened."""
-    asked = run.job.config.train.model_dump(mode="json", exclude_unset=True, exclude={"data", "validation_data"})
-    rows = [(name, _shown(value), say(language, "asked")) for name, value in asked.items()]
+    asked = run.job.config.train.model_dump(mode="json", exclude_defaults=True, exclude={"data", "validation_data"})
+    rows = [(name, _shown(value, language), say(language, "asked")) for name, value in asked.items()]
     chosen = {name: value for name, value in run.plan.items() if name in run.reasons}
-    rows += [(name, _shown(value), run.reasons[name]) for name, value in chosen.items()]
+    rows += [(name, _shown(value, language), _why(name, run, language)) for name, value in chosen.items()]
     lines = "".join(
         f'<div class="{event.level}">{datetime.fromtimestamp(event.time):%H:%M:%S} {escape(event.message)}</div>'
         for event in run.events
@@ -195,7 +199,14 @@ def details(run: RunProgress, language: Language) -> str:
     )
 
 
-def _shown(value: object) -> str:
+def _why(name: str, run: RunProgress, language: Language) -> str:
+    known = f"why_{name}" in LINES
+    return say(language, f"why_{name}") if known and language == "zh" else run.reasons[name]
+
+
+def _shown(value: object, language: Language) -> str:
+    if isinstance(value, bool):
+        return say(language, str(value).lower())
     if isinstance(value, float):
         return f"{value:g}"
     if isinstance(value, list):

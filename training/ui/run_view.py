@@ -68,6 +68,7 @@ def lay_out() -> RunWidgets:
                 precision=0,
                 label=t("snapshot"),
                 info=t("snapshot_info"),
+                buttons=[],
                 visible=False,
                 elem_id="train-snapshot",
             )
@@ -132,8 +133,8 @@ class RunView:
         if now == stamp:
             return [gr.skip()] * DRAWN
         chosen = _follow(chosen, stamp, job_id, count)
-        answers, complete = self._timeline(run, chosen, language)
-        state, live = job.status.state, run_html.is_live(job)
+        answers, overdue = self._timeline(run, chosen, language)
+        state = job.status.state
         resumable = state in RESUMABLE and not (job.status.code or "").startswith("invalid_")
         return [
             run_html.head(run, place, place is None or is_supervised(self.queue.root), language),
@@ -143,7 +144,7 @@ class RunView:
             run_html.charts(run, language),
             gr.Slider(maximum=max(1, count), value=chosen, visible=count > 0),
             answers,
-            gr.Button(visible=not complete and not live),
+            gr.Button(visible=overdue),
             gr.Row(visible=chosen > 0),
             run_html.details(run, language),
             now,
@@ -165,16 +166,18 @@ class RunView:
         return steps[min(chosen, len(steps)) - 1] if chosen and steps else None
 
     def _timeline(self, run: RunProgress, chosen: int, language: Language) -> tuple[str, bool]:
-        """What is answered at `chosen`, and whether every snapshot has answered everything."""
+        """What is answered at `chosen`, and whether an answer is missing that nobody is about to give: the server asks
+        each snapshot as it appears, and none from before it was started."""
         rows: Sequence[ProbeRow] = ()
         if run.snapshots:
             try:
                 rows = self.probes.kept(run.job.id).rows
             except BianlianError as error:
-                return f'<div class="tr-trouble" role="alert">{escape(error.message)}</div>', True
-        answered = [{cell.step for cell in row.cells} for row in rows]
-        complete = not run.snapshots or bool(rows) and all({0, *run.snapshots} <= steps for steps in answered)
-        return run_html.answers(run, rows, chosen, language), complete
+                return f'<div class="tr-trouble" role="alert">{escape(error.message)}</div>', False
+        wanted = set(run.snapshots[:-1] if run_html.is_live(run.job) else run.snapshots)
+        answered = [{cell.step for cell in row.cells} for row in rows] or [set[int]()]
+        overdue = any(not wanted <= steps for steps in answered)
+        return run_html.answers(run, rows, chosen, language), overdue
 
 
 def _follow(chosen: int, stamp: str, job_id: str, count: int) -> int:

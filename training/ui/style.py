@@ -103,7 +103,9 @@ CSS = """
 .tr-shares .other, .tr-shares .given { --c: #78716c; } .tr-shares .learned { --c: #15803d; }
 .dark .tr-shares .zh { --c: #ee9f91; } .dark .tr-shares .en { --c: #93c5fd; } .dark .tr-shares .ja { --c: #5eead4; }
 .dark .tr-shares .learned { --c: #86efac; } .dark .tr-shares .given, .dark .tr-shares .other { --c: #a8a29e; }
-.tr-answers { display: grid; gap: 12px; }
+.tr-answers { display: grid; gap: 12px; margin-top: 10px; }
+.tr-verdict small { font-weight: 400; color: var(--body-text-color-subdued); margin-left: 12px; }
+#train-publish { align-self: flex-end; height: 44px; }
 .tr-q { font-weight: 600; margin-bottom: 4px; overflow-wrap: anywhere; }
 .tr-pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(260px, 100%), 1fr)); gap: 8px; }
 .tr-cell { background: var(--background-fill-secondary); border-radius: var(--radius-md); padding: 8px 12px;

@@ -238,6 +238,7 @@ LINES: dict[str, Both] = {
     "compare_result": ("与底座对比", "Compare with the base"),
     "preparing": ("正在准备：读数据、加载底座…", "Getting ready: reading data, loading the base…"),
     "loss": ("损失", "Loss"),
+    "loss_at": ("{name}损失 {value}", "{name} loss {value}"),
     "train_loss": ("训练", "training"),
     "validation_loss": ("验证", "validation"),
     "base_loss": ("底座", "base"),
