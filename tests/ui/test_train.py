@@ -9,8 +9,11 @@ import gradio as gr
 import pytest
 from playwright.sync_api import Page, expect
 
+from adapters.errors import NotFound
 from adapters.ui.tab import Viewer
 from serving.files import FileStore
+from serving.lifecycle import AdapterLifecycle
+from serving.own_thread import run_on_own_thread
 from tests.ui.browser import Server
 from tests.ui.conftest import OpenPage
 from training.fine_tuning import FineTuning
@@ -107,7 +110,9 @@ def test_a_stranger_trains_a_face_watches_it_learn_and_keeps_a_snapshot(
     expect(page.locator("#train-published")).to_contain_text("已发布为 early@1")
     snapshot = studio.services.registry.snapshots.resolve(f"{job.id}:step-6")
     assert studio.services.registry.resolve("early").digest == snapshot.digest
-    page.keyboard.press("Escape")
+    gone = AdapterLifecycle(studio.services.chat).publish_snapshot(f"{job.id}:step-99", "late")
+    with pytest.raises(NotFound, match="has snapshots of steps"):
+        run_on_own_thread(asyncio.run, gone)
 
 
 @pytest.mark.browser

@@ -42,9 +42,9 @@ def label(job: Job, language: Language) -> str:
     return f"{_SIGNS[status.state]} {name} · {how}\n{asked:%m-%d %H:%M}"
 
 
-def head(run: RunProgress, place: int | None, attended: bool, language: Language) -> str:
-    """`place` is the run's in the queue, from 1; None when it does not wait. `attended` is whether anybody starts
-    runs here."""
+def head(run: RunProgress, base: str, place: int | None, attended: bool, language: Language) -> str:
+    """`base` is the one this server answers with, `place` the run's in the queue, from 1; None when it does not wait.
+    `attended` is whether anybody starts runs here."""
     job, status = run.job, run.job.status
     chip = f'<span class="tr-chip {status.state}">{say(language, f"state_{status.state}")}</span>'
     parts = [
@@ -61,7 +61,7 @@ def head(run: RunProgress, place: int | None, attended: bool, language: Language
         f'<div class="tr-facts">{"".join(f"<span>{fact}</span>" for fact in _facts(run, place, language))}</div>'
     )
     if status.version and job.config.train.method != "full":
-        parts.append(_links(status.version, job, "chat_result", "compare_result", language))
+        parts.append(_links(status.version, base, "chat_result", "compare_result", language))
     return "".join(parts) + "</div>"
 
 
@@ -126,7 +126,7 @@ def _spoken(title: str, lines: Sequence[Line], language: Language) -> str:
     return f"{title}. {'. '.join(told)}"
 
 
-def answers(run: RunProgress, rows: Sequence[ProbeRow], chosen: int, language: Language) -> str:
+def answers(run: RunProgress, base: str, rows: Sequence[ProbeRow], chosen: int, language: Language) -> str:
     """The questions, answered by the base and by snapshot number `chosen`, from 1; 0 shows the base alone."""
     steps = run.snapshots
     if not steps:
@@ -136,7 +136,7 @@ def answers(run: RunProgress, rows: Sequence[ProbeRow], chosen: int, language: L
     heading = say(language, "snapshot_of", a=chosen, b=len(steps), step=step) if chosen else say(language, "before")
     awaited = is_live(run.job) and step in (0, steps[-1])
     answered = "".join(_answered(row, step, awaited, language) for row in rows)
-    links = _links(snapshot_id(run.job.id, step), run.job, "chat_snapshot", "compare_snapshot", language)
+    links = _links(snapshot_id(run.job.id, step), base, "chat_snapshot", "compare_snapshot", language)
     waiting = (
         "" if rows else f'<div class="tr-empty">{say(language, "awaited" if is_live(run.job) else "no_answer")}</div>'
     )
@@ -173,8 +173,7 @@ def _loss_at(run: RunProgress, step: int, language: Language) -> str:
     return f"<small>{say(language, 'loss_at', name=name, value=short(near[-1][1]))}</small>"
 
 
-def _links(model: str, job: Job, chat: str, compare: str, language: Language) -> str:
-    base = job.config.train.base.rstrip("/").rpartition("/")[2]
+def _links(model: str, base: str, chat: str, compare: str, language: Language) -> str:
     return (
         f'<div class="tr-links"><a class="first" href="{escape(link_to("chat", model=model))}">'
         f"{escape(say(language, chat, name=model))}</a>"

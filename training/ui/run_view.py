@@ -113,6 +113,7 @@ class RunView:
         self.services = services
         self.queue: JobQueue = services.tuning.queue
         self.probes: Probes = services.probes
+        self.base = next(iter(services.tuning.bases))
 
     def jobs(self) -> list[Job]:
         """Newest first. Reads the disk."""
@@ -137,7 +138,7 @@ class RunView:
         state = job.status.state
         resumable = state in RESUMABLE and not (job.status.code or "").startswith("invalid_")
         return [
-            run_html.head(run, place, place is None or is_supervised(self.queue.root), language),
+            run_html.head(run, self.base, place, place is None or is_supervised(self.queue.root), language),
             gr.Button(visible=state in STOPPABLE and state != "paused"),
             gr.Button(visible=resumable),
             gr.Button(visible=state in STOPPABLE),
@@ -177,7 +178,7 @@ class RunView:
         wanted = set(run.snapshots[:-1] if run_html.is_live(run.job) else run.snapshots)
         answered = [{cell.step for cell in row.cells} for row in rows] or [set[int]()]
         overdue = any(not wanted <= steps for steps in answered)
-        return run_html.answers(run, rows, chosen, language), overdue
+        return run_html.answers(run, self.base, rows, chosen, language), overdue
 
 
 def _follow(chosen: int, stamp: str, job_id: str, count: int) -> int:
