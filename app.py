@@ -276,24 +276,29 @@ def build_app(services: Services) -> FastAPI:
     endpoints = {route.path for route in iter_route_contexts(app.routes) if route.path}
     if settings.ui:
         # The page takes every address that is left: what is declared after it answers 404.
+        from serving.own_thread import on_own_thread
         from serving.ui.login import Sessions
         from serving.ui.mount import mount_page
         from serving.ui.studio import Studio, studio_tabs
+        from training.ui.services import TrainServices
+        from training.ui.tab import training_tab
 
         sessions = Sessions(keys)
-        tabs = studio_tabs(
-            Studio(
-                settings=settings,
-                chat=chat,
-                database=database,
-                viewer_of=sessions.viewer,
-                log_in=sessions.promote,
-                keys=key_store,
-                usage=usage,
-                conversations=conversations,
-                files=files,
-            )
+        training_face = TrainServices(
+            tuning, settings.device, sessions.viewer, prober, lifecycle.publish_snapshot, on_own_thread
         )
+        studio = Studio(
+            settings=settings,
+            chat=chat,
+            database=database,
+            viewer_of=sessions.viewer,
+            log_in=sessions.promote,
+            keys=key_store,
+            usage=usage,
+            conversations=conversations,
+            files=files,
+        )
+        tabs = studio_tabs(studio, training_tab(training_face))
         app = mount_page(app, tabs, sessions)
     app.add_middleware(RequestLog, http=metrics.http, endpoints=endpoints)  # last, which is outermost
     return app

@@ -108,6 +108,17 @@ class AdapterLifecycle:
         await asyncio.to_thread(self.registry.refresh)
         return Published(version, version.number not in before, await self.chat.effects.measure(version))
 
+    async def publish_snapshot(self, model_id: str, name: str) -> Published:
+        """Keep a snapshot of a training run as the next version of `name`. NotFound when there is none, or the run
+        deleted it a moment ago; else as `publish`."""
+        snapshot = await asyncio.to_thread(self.registry.snapshots.resolve, model_id)
+        try:
+            return await self.publish(snapshot.directory, name, notes=f"snapshot {snapshot}", param="model")
+        except FileNotFoundError:
+            raise NotFound(
+                f"{snapshot} was deleted a moment ago; choose one of the snapshots that are left", param="model"
+            ) from None
+
     async def rollback(self, name: str, number: int | None = None) -> AdapterVersion:
         """The version before the current one, or `number`, is what `name` means from now on."""
         with naming("name"):

@@ -7,7 +7,8 @@ each says which. Weights are random or not there at all: none are read."""
 import copy
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, get_args
 
 import torch
@@ -95,7 +96,10 @@ def estimate(
     quantised = sum(linear.weight.numel() for linear in linears.values())
     steps = work.steps(config, plan)
     tokens = steps * plan.batch_size * work.tokens / max(1, work.rows)
-    speeds = _speeds(text, plan, config.lora_r, parameters, dtype, where)
+    base = _Base(text.to_json_string(), text)
+    speeds = _speeds(
+        base, min(plan.max_length, 128), plan.gradient_checkpointing, config.lora_r, parameters, dtype, where
+    )
     found = []
     for method in METHODS:
         per_token, by = speeds[method]
@@ -159,23 +163,40 @@ def _memory(
 # --- time ---
 
 
+@dataclass(frozen=True)
+class _Base:
+    """A base's configuration; two are equal when all of it is."""
+
+    described: str
+    text: Any = field(compare=False)
+
+
+@lru_cache(maxsize=64)
 def _speeds(
-    text: Any, plan: Plan, rank: int, parameters: int, dtype: torch.dtype, device: torch.device
+    base: _Base,
+    length: int,
+    checkpointing: bool,
+    rank: int,
+    parameters: int,
+    dtype: torch.dtype,
+    device: torch.device,
 ) -> dict[Method, tuple[float, str]]:
-    """Seconds a token for each method, and how they were found."""
+    """Seconds a token for each method, and how they were found. Measured once: whoever turns a knob on a form is not to
+    wait for the same again."""
+    text = base.text
     layers = min(_MEASURED_LAYERS, text.num_hidden_layers)
     try:
         with torch.device("meta"):
             small = sum(weight.numel() for weight in _model(_shortened(text, layers), dtype).parameters())
     except (ValueError, IndexError, TypeError, AttributeError):  # layers that cannot stand alone: hybrids, some MoE
         small = _MEASURED_PARAMETERS + 1
-    again = 4 / 3 if plan.gradient_checkpointing else 1.0  # a second way forward
+    again = 4 / 3 if checkpointing else 1.0  # a second way forward
     frozen: float
     full: float
     if small <= _MEASURED_PARAMETERS:
         by = "measured: forward and backward through some of the base's layers"
-        frozen = _measured(text, layers, plan, dtype, device, rank) * again
-        full = _measured(text, layers, plan, dtype, device, None) * again
+        frozen = _measured(text, layers, length, dtype, device, rank) * again
+        full = _measured(text, layers, length, dtype, device, None) * again
     else:
         by = "formula: arithmetic of all parameters, at the measured speed of a product of the base's width"
         rate = _product_rate(text, dtype, device) * _EFFICIENCY
@@ -187,7 +208,7 @@ def _speeds(
     }
 
 
-def _measured(text: Any, layers: int, plan: Plan, dtype: torch.dtype, device: torch.device, rank: int | None) -> float:
+def _measured(text: Any, layers: int, length: int, dtype: torch.dtype, device: torch.device, rank: int | None) -> float:
     """Seconds a token: those of one layer, and the difference that more layers make. Adapters of `rank` are trained, or
     without one the base itself."""
 
@@ -196,7 +217,7 @@ def _measured(text: Any, layers: int, plan: Plan, dtype: torch.dtype, device: to
         if rank is not None:
             model.requires_grad_(False)
             _adapt(model, rank)
-        return _step_time(model.to(device), text.vocab_size, plan)
+        return _step_time(model.to(device), text.vocab_size, length)
 
     one = seconds(1)
     if layers == 1:
@@ -225,10 +246,10 @@ def _adapt(model: nn.Module, rank: int) -> None:
             setattr(model.get_submodule(parent), name, _Adapted(module, rank))
 
 
-def _step_time(model: nn.Module, vocab_size: int, plan: Plan) -> float:
-    """Seconds a token of one forward and backward pass, the better of two after one to warm up."""
+def _step_time(model: nn.Module, vocab_size: int, length: int) -> float:
+    """Seconds a token of one forward and backward pass over rows of `length` tokens, the better of two after one to
+    warm up."""
     model.train()
-    length = min(plan.max_length, 128)
     device = next(model.parameters()).device
     ids = torch.randint(vocab_size, (max(1, _MEASURED_TOKENS // length), length), device=device)
     times = []

@@ -7,8 +7,8 @@ import logging
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Collection
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol
 
@@ -64,7 +64,9 @@ class Files(Protocol):
 
     def get(self, file_id: str) -> "UploadedFile": ...
     def path(self, file_id: str, purpose: Literal["fine-tune"]) -> Path: ...
+    def all(self, purpose: Literal["fine-tune"]) -> Sequence["UploadedFile"]: ...
     def workspace(self) -> AbstractContextManager[Path]: ...
+    def add(self, received: Path, filename: str, purpose: Literal["fine-tune"]) -> "UploadedFile": ...
     def keep(self, received: Path, filename: str, purpose: Literal["fine-tune-results"]) -> "UploadedFile": ...
 
 
@@ -73,6 +75,10 @@ class UploadedFile(Protocol):
     def id(self) -> str: ...
     @property
     def filename(self) -> str: ...
+    @property
+    def bytes(self) -> int: ...
+    @property
+    def created_at(self) -> int: ...
 
 
 def _none_for_auto(value: Any) -> Any:
@@ -179,19 +185,28 @@ class FineTuning:
     def __init__(self, queue: JobQueue, files: Files, bases: dict[str, str], refuse_name: Callable[[str], None]):
         self.queue = queue
         self.files = files
-        self._bases = bases
+        self.bases: Mapping[str, str] = bases
         self._refuse_name = refuse_name
+
+    @contextmanager
+    def draft(self, request: FineTuningRequest) -> Iterator[TrainConfig]:
+        """What `create` would train, to be looked at before; its files go by their own names, in a directory that is
+        gone afterwards. Raises as `create` does, but minds no name."""
+        base = self._base(request)
+        with self.files.workspace() as directory:
+            places = []
+            for param in ("training_file", "validation_file"):
+                if file_id := getattr(request, param):
+                    source, filename = self._file(file_id, param)
+                    places.append(directory / param / _readable(filename))
+                    places[-1].parent.mkdir()
+                    _link(source, places[-1])
+            yield _config(request, request.suffix or "draft", base, places)
 
     def create(self, request: FineTuningRequest) -> Job:
         """A run whose files are yet to be validated. Raises Invalid, NotFound or Conflict, naming the field, for what
         can be said at once."""
-        if request.model not in self._bases:
-            raise Invalid(
-                f"model '{request.model[:80]}' cannot be fine-tuned here; this server can train on: "
-                f"{', '.join(self._bases)}",
-                param="model",
-                code="model_not_available",
-            )
+        base = self._base(request)
         name = request.suffix or f"ft-{secrets.token_hex(4)}"
         check_name(name, param="suffix")
         self._refuse_name(name)
@@ -203,7 +218,7 @@ class FineTuning:
         if validation:
             places.append(directory / f"validation{_suffix(validation[1])}")
         names = [training_name, *([validation[1]] if validation else [])]
-        config = _config(request, name, self._bases[request.model], places)
+        config = _config(request, name, base, places)
         directory.mkdir(parents=True)
         try:
             # The run keeps what it learns from, whatever becomes of the upload.
@@ -216,12 +231,22 @@ class FineTuning:
             shutil.rmtree(directory, ignore_errors=True)
             raise
         journal.note("Created fine-tuning job; validating its files")
-        served = next(iter(self._bases))
+        served = next(iter(self.bases))
         if request.model != served:
             journal.note(
                 f"this server serves {served}; the result will answer where --base is {request.model}", level="warn"
             )
         return self.queue.get(job_id)
+
+    def _base(self, request: FineTuningRequest) -> str:
+        if request.model not in self.bases:
+            raise Invalid(
+                f"model '{request.model[:80]}' cannot be fine-tuned here; this server can train on: "
+                f"{', '.join(self.bases)}",
+                param="model",
+                code="model_not_available",
+            )
+        return self.bases[request.model]
 
     def _file(self, file_id: str, param: str) -> tuple[Path, str]:
         with renaming({"file_id": param}):
@@ -331,6 +356,12 @@ def _suffix(filename: str) -> str:
     zipped = ".gz" if path.suffix == ".gz" else ""
     suffix = (path.with_suffix("") if zipped else path).suffix
     return (suffix if suffix in SUFFIXES else ".jsonl") + zipped
+
+
+def _readable(filename: str) -> str:
+    """The name a file came under, with the suffix it is read by; no disk refuses it for its length."""
+    suffix = _suffix(filename)
+    return (filename[: -len(suffix)] if filename.lower().endswith(suffix) else filename)[:60] + suffix
 
 
 def _link(source: Path, target: Path) -> None:

@@ -35,6 +35,7 @@ Wish = Literal["pause", "cancel"]  # what others ask of a running run; it looks 
 
 CONFIG_FILE = "config.json"
 STATUS_FILE = "status.json"
+PLAN_FILE = "plan.json"  # the numbers it trains with, and why
 METRICS_FILE = "metrics.jsonl"
 EVENTS_FILE = "events.jsonl"
 HEARTBEAT_FILE = "heartbeat"

@@ -10,6 +10,7 @@ from typing import Literal
 
 from pydantic import BaseModel
 
+from adapters.base_model import pick_device
 from adapters.errors import Invalid
 from adapters.renderer import ChatRenderer
 from adapters.settings import Device
@@ -122,6 +123,8 @@ class Preflight(BaseModel):
     training_rows: int
     validation_rows: int
     method: Method  # the one that was asked for
+    plan: dict[str, int | float | bool | str]  # the numbers a run would train with
+    reasons: dict[str, str]  # why, for those that were chosen here
     estimates: list[Estimate]  # of all methods; empty when no row is left
     preview: list[PreviewRow]
 
@@ -137,7 +140,13 @@ def preflight(config: TrainConfig, *, device: Device = "auto", preview_rows: int
     rendered = _render(read, objectives, config, base.renderer, max_length)
     report = rendered.report
     training, validation = _split(rendered, config)
-    plan = plan_for(config, hidden_size=base.hidden_size, max_model_len=base.max_model_len, rows=len(training))
+    plan = plan_for(
+        config,
+        hidden_size=base.hidden_size,
+        max_model_len=base.max_model_len,
+        rows=len(training),
+        on_cuda=pick_device(device).type == "cuda",
+    )
     answers = [(row.place, text) for _, row in read.rows for text in _answers(row)]
     return Preflight(
         formats=report.formats,
@@ -167,6 +176,8 @@ def preflight(config: TrainConfig, *, device: Device = "auto", preview_rows: int
         training_rows=len(training),
         validation_rows=len(validation),
         method=config.method,
+        plan={name: value for name, value in vars(plan).items() if name != "reasons"},
+        reasons=dict(plan.reasons),
         estimates=estimate(base.config, config, plan, _work(training, plan), device=device) if training else [],
         preview=preview(rendered.rows[:preview_rows], base.renderer),
     )

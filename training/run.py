@@ -28,7 +28,7 @@ from training.dataset import TrainingRow
 from training.effect import no_effect
 from training.failures import TrainingFailed, explain
 from training.interrupts import Interrupts
-from training.journal import Journal, Metric, RunConfig
+from training.journal import PLAN_FILE, Journal, Metric, RunConfig
 from training.publishing import Publisher
 from training.report import Report
 from training.run_data import Rows, RunData, check_data, hash_of
@@ -51,8 +51,6 @@ from training.trainer import (
 from training.trainer.adapter import compute_dtype
 from training.uploads import as_uploaded
 from training.yielding import Yielding
-
-PLAN_FILE = "plan.json"
 
 
 @dataclass(frozen=True)

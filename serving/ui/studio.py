@@ -1,4 +1,4 @@
-"""The tabs of this floor, in the order in which they stand."""
+"""The tabs of the page, in the order in which they stand."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -46,7 +46,8 @@ class Studio:
     files: FileStore
 
 
-def studio_tabs(studio: Studio) -> list[Tab]:
+def studio_tabs(studio: Studio, training: Tab) -> list[Tab]:
+    """`training` is the tab of the floor beside this one."""
     prompts = SystemPrompts(studio.database)
     talk = ChatServices(studio.chat, studio.conversations, prompts, studio.files, studio.viewer_of)
     comparisons = Comparisons(studio.chat, ComparisonStore(studio.database))
@@ -54,6 +55,7 @@ def studio_tabs(studio: Studio) -> list[Tab]:
         Tab("home", HOME, lambda page: home_tab(studio.chat, studio.viewer_of, page), HOME_CSS),
         Tab("chat", CHAT, lambda page: chat_tab(talk, page), CHAT_CSS),
         Tab("compare", COMPARE, lambda page: compare_tab(comparisons, studio.viewer_of, page), COMPARE_CSS),
+        training,
         settings_of(studio),
     ]
 

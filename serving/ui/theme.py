@@ -3,7 +3,6 @@ CSS that Gradio's own widgets need to be readable on a projector. What one tab a
 
 import gradio as gr
 
-
 _FONTS = ["system-ui", "-apple-system", "Segoe UI", "PingFang SC", "Microsoft YaHei", "Noto Sans CJK SC", "sans-serif"]
 
 # The vermilion of the opera's face paint.
