@@ -32,8 +32,8 @@ EARLY = """<script>(() => {
   }
 })();</script>""".replace("COOKIE", LANGUAGE_COOKIE)
 
-# Gradio 6.31 leaves some icon buttons without a name, calls a group of buttons a list, and names the upload otherwise than
-# it reads.
+# Gradio 6.31 leaves some icon buttons without a name, calls a group of buttons a list, and names the upload box other
+# than it reads.
 _NAMES = """
   const name = () => {
     document.querySelectorAll('button.icon-button[aria-label=""], button:not([aria-label])[title]')
