@@ -90,8 +90,8 @@ IDLE = "() => new Promise(done => requestIdleCallback(done, { timeout: 5000 }))"
 
 
 def settle(seen: Visit, patience_s: float = 20) -> None:
-    """Until the page has been idle for a moment and asks the server for nothing. A page that is left earlier logs errors
-    of Gradio's; some asset is now and then open for long, so patience ends."""
+    """Until the page has been idle for a moment and asks the server for nothing. A page that is left earlier logs
+    errors of Gradio's; some asset is now and then open for long, so patience ends."""
     until, quiet = time.monotonic() + patience_s, 0
     while quiet < 6 and time.monotonic() < until:
         seen.page.wait_for_timeout(50)
