@@ -10,7 +10,7 @@ import re
 import shutil
 import time
 from pathlib import Path
-from urllib.parse import parse_qsl, urlencode, urlsplit
+from urllib.parse import parse_qsl, urlencode, urljoin, urlsplit
 
 from playwright.sync_api import Page, expect, sync_playwright
 
@@ -80,7 +80,7 @@ def walk(tour: Tour, data: Path, name: str, question: str) -> None:
 
     link = page.locator("#compare-link textarea, #compare-link input").first
     expect(link).to_have_value(re.compile("comparison="))
-    page.goto(link.input_value())
+    page.goto(urljoin(page.url, link.input_value()))
     expect(page.locator(".stats.done")).to_have_count(2, timeout=TIMEOUT_MS)
     tour.shoot("7-link", "#compare-replay")
 

@@ -32,11 +32,13 @@ EARLY = """<script>(() => {
   }
 })();</script>""".replace("COOKIE", LANGUAGE_COOKIE)
 
-# Gradio 6.31 leaves some icon buttons without a name, and calls a group of buttons a list.
+# Gradio 6.31 leaves some icon buttons without a name, calls a group of buttons a list, and names the upload box other
+# than it reads.
 _NAMES = """
   const name = () => {
     document.querySelectorAll('button.icon-button[aria-label=""], button:not([aria-label])[title]')
       .forEach(b => b.setAttribute('aria-label', b.title || 'button'));
+    document.querySelectorAll('button.upload-container[aria-label]').forEach(b => b.removeAttribute('aria-label'));
     document.querySelectorAll('.examples[role=list]').forEach(e => e.setAttribute('role', 'group'));
   };
   new MutationObserver(name).observe(document.documentElement, { childList: true, subtree: true });

@@ -74,9 +74,9 @@ def visit(context: BrowserContext, url: str) -> Visit:
     page.set_default_timeout(TIMEOUT_MS)
     seen = Visit(page)
     page.on("request", lambda request: seen.requests.append(request.url))
-    page.on("request", seen.pending.add)
-    page.on("requestfinished", seen.pending.discard)
-    page.on("requestfailed", seen.pending.discard)
+    page.on("request", lambda request: seen.pending.add(request))
+    page.on("requestfinished", lambda request: seen.pending.discard(request))
+    page.on("requestfailed", lambda request: seen.pending.discard(request))
     page.on("console", lambda line: seen.errors.append(line.text) if line.type == "error" else None)
     page.on("pageerror", lambda error: seen.errors.append(str(error)))
     page.goto(url)
@@ -86,14 +86,17 @@ def visit(context: BrowserContext, url: str) -> Visit:
     return seen
 
 
-def settle(seen: Visit, quiet_s: float = 0.3, patience_s: float = 20) -> None:
-    """Until nothing is asked of the server, for a moment. A page that is left earlier logs errors of Gradio's; some
-    asset is now and then open for long, so patience ends."""
-    began = since = time.monotonic()
-    while time.monotonic() - since < quiet_s and time.monotonic() - began < patience_s:
+IDLE = "() => new Promise(done => requestIdleCallback(done, { timeout: 5000 }))"
+
+
+def settle(seen: Visit, patience_s: float = 20) -> None:
+    """Until the page has been idle for a moment and asks the server for nothing. A page that is left earlier logs
+    errors of Gradio's; some asset is now and then open for long, so patience ends."""
+    until, quiet = time.monotonic() + patience_s, 0
+    while quiet < 6 and time.monotonic() < until:
         seen.page.wait_for_timeout(50)
-        if seen.pending:
-            since = time.monotonic()
+        seen.page.evaluate(IDLE)
+        quiet = 0 if seen.pending else quiet + 1
 
 
 def said(page: Page, log: str) -> str:

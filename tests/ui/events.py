@@ -51,7 +51,7 @@ class PageClient:
 
     def data_of(self, event: Event, values: dict[str, Any]) -> list[Any]:
         """What the page would send. A name that is no elem_id is looked for in labels, which name their word."""
-        by_id = {each["id"]: each["props"] for each in self.config["components"]}
+        by_id = {each["id"]: each for each in self.config["components"]}
         return [_value(by_id[id], values) for id in event["inputs"]]
 
     async def join(self, event: Event, data: list[Any], session: str = "") -> httpx.Response:
@@ -83,12 +83,17 @@ class PageClient:
         return [message async for message in self.messages()]
 
 
-def _value(props: dict[str, Any], values: dict[str, Any]) -> Any:
+EMPTY = {"textbox": "", "number": 0}  # what these send when there is nothing in them
+
+
+def _value(component: dict[str, Any], values: dict[str, Any]) -> Any:
+    props = component["props"]
     if props.get("elem_id") in values:
         return values[props["elem_id"]]
     if "max_tokens" in str(props.get("label")) and "max-tokens" in values:
         return values["max-tokens"]
-    return props.get("value")
+    value = props.get("value")
+    return EMPTY.get(component["type"]) if value is None else value
 
 
 def succeeded(messages: list[Message]) -> bool:

@@ -13,7 +13,7 @@ from adapters.settings import Settings, load_settings
 from serving.ui.home.faces import cards
 from serving.ui.home.tab import api_lines
 from serving.ui.tables import table
-from tests.ui.browser import Server, settle, start, visit
+from tests.ui.browser import Server, Visit, settle, start, visit
 from tests.ui.conftest import OpenPage
 
 EVIL = "<img src=x onerror=alert(1)>"
@@ -90,27 +90,33 @@ def test_from_no_keys_to_an_admin_and_a_guest_who_is_shown_out(own: Server, brow
     elsewhere.close()
 
 
+def arrived(seen: Visit) -> None:
+    """What the page asks for when it is opened has come."""
+    expect(seen.page.locator("#settings-facts dl")).to_be_visible()
+    settle(seen)
+
+
 @pytest.mark.browser
 def test_language_and_theme_are_chosen_and_stay(open_page: OpenPage) -> None:
     seen = open_page("?tab=settings", locale="zh-CN")
     page = seen.page
-    settle(seen)
+    arrived(seen)
     page.locator("#settings-language input[value=en]").check()
     expect(page.locator("#settings-theme")).to_contain_text("As the system")
     expect(page.locator("#settings-facts")).to_contain_text("About this server")  # the server's lines too
     expect(page.locator("#settings-language input[value=en]")).to_be_checked()
-    settle(seen)
+    arrived(seen)
     page.locator("#settings-theme input[value=dark]").check()
     expect(page.locator("body.dark")).to_be_visible()
-    settle(seen)
+    arrived(seen)
     page.reload()
     expect(page.locator("body.dark")).to_be_visible()
     expect(page.locator("#settings-theme input[value=dark]")).to_be_checked()
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") != "rgb(255, 255, 255)"
-    settle(seen)
+    arrived(seen)
     page.locator("#settings-language input[value='']").check()
     expect(page.locator("#settings-theme")).to_contain_text("跟随系统")
-    settle(seen)
+    arrived(seen)
 
 
 @pytest.mark.browser
