@@ -156,6 +156,10 @@ def test_the_address_chooses_the_lanes_and_every_control_has_a_name(open_page: O
     assert lanes_shown(page) == [0, 1, 2]
     expect(page.locator("#lane-0-model input")).to_have_value(re.compile("wukong@1"))
     expect(page.locator("#lane-1-model input")).to_have_value(re.compile("bianlian-mini"))
+    expect(page.locator("#lane-2-model input")).to_have_value("wukong@1")
+    page.locator("#lane-2-model input").click()  # which asks what is offered now
+    expect(page.get_by_role("option", name="wukong@1", exact=True)).to_be_visible()
+    page.keyboard.press("Escape")
     unnamed = page.evaluate(
         """[...document.querySelectorAll('button, input, textarea, select')]
            .filter(e => e.checkVisibility() && !e.innerText.trim() && !e.getAttribute('aria-label')
