@@ -169,6 +169,14 @@ def test_prefix_cache_is_used_and_never_across_adapters_or_strengths(
     assert_nothing_held(engine)
 
 
+def test_a_whole_prompt_is_computed_whatever_the_cache_has_and_serves_later_ones(tiny_base: Path) -> None:
+    engine, prompt = build_engine(tiny_base), list(range(20, 120))
+    for name, whole, cached in (("first", True, 0), ("again", True, 0), ("later", False, 96)):
+        engine.add(request(name, prompt, whole_prompt=whole))
+        assert drain(engine)[name][0].cached_tokens == cached
+    assert_nothing_held(engine)
+
+
 def test_forgetting_an_adapter_forgets_its_cached_blocks(tiny_base: Path, tiny_adapters: dict[str, Path]) -> None:
     version = version_of("r2", tiny_adapters["r2"])
     engine = build_engine(tiny_base)

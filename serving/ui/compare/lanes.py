@@ -9,6 +9,7 @@ from typing import Any
 
 import gradio as gr
 
+from adapters.errors import BianlianError
 from adapters.ui.words import Language
 from serving.chat import MAX_SCALE, ChatService
 from serving.compare import MAX_LANES, Lane
@@ -102,9 +103,9 @@ def lane_column(chat: ChatService, slot: int) -> LaneWidgets:
     return LaneWidgets(column, model, strength, remove, system, bare, log, panel, stats)
 
 
-def lane_from(model: str, strength: float, system: str | None, bare: bool) -> Lane:
+def lane_from(model: str | None, strength: float, system: str | None, bare: bool) -> Lane:
     """What the lane's widgets say."""
-    return Lane(model, float(strength), "" if bare else (system or "").strip() or None)
+    return Lane(model or "", float(strength), "" if bare else (system or "").strip() or None)
 
 
 def lanes_from(slots: Sequence[int], values: Sequence[Any]) -> dict[int, Lane]:
@@ -123,18 +124,28 @@ def shown(widgets: Sequence[LaneWidgets], slots: Sequence[int]) -> Updates:
 
 
 def set_up(widgets: Sequence[LaneWidgets], lanes: Mapping[int, Lane], chat: ChatService, language: Language) -> Updates:
-    """These lanes on screen with these settings. A model that is not offered any more is named as such."""
-    offered = choices(chat, language)
+    """These lanes on screen with these settings."""
     updates = shown(widgets, list(lanes))
     for slot, lane in lanes.items():
-        known = lane.model in [model for _, model in offered]
-        extra = [] if known else [(say(language, "gone", model=lane.model), lane.model)]
         own = widgets[slot]
-        updates[own.model] = gr.Dropdown(choices=[*offered, *extra], value=lane.model)
+        updates[own.model] = choosing(chat, lane.model, language)
         updates[own.strength] = lane.scale
         updates[own.system] = gr.Textbox(value=lane.system or "", interactive=lane.system != "")
         updates[own.bare] = lane.system == ""
     return updates
+
+
+def choosing(chat: ChatService, model: str | None, language: Language) -> gr.Dropdown:
+    """The picker with what is offered now and `model` chosen. A version that no name means now is added; so is one that
+    is gone, as such, and asking it says why."""
+    model = chat.base.name if not model or chat.is_base(model) else model
+    offered = choices(chat, language)
+    if model not in [each for _, each in offered]:
+        try:
+            offered = [*offered, (str(chat.registry.resolve(model)), model)]
+        except BianlianError:
+            offered = [*offered, (say(language, "gone", model=model), model)]
+    return gr.Dropdown(choices=offered, value=model)
 
 
 def with_another(slots: Sequence[int]) -> list[int]:

@@ -99,9 +99,10 @@ def _token(number: int, score: TokenScore, stop_texts: Sequence[str], language: 
         "b": _probability(score.base_logprob),
         "alts": [[text, round(p, 5)] for text, p in score.base_alternatives],
     }
-    way = "up" if difference > 0 else "down"
+    way, depth = "up" if difference > 0 else "down", abs(difference)
+    name = "" if score.text.strip() else ' aria-label="␣"'
     return (
-        f'<span class="tk {way}" role="button" tabindex="{-1 if number else 0}" style="--d:{abs(difference):.3f}" '
+        f'<span class="tk {way}" style="--d:{depth:.3f}" role="button"{name} tabindex="{-1 if number else 0}" '
         f"data-token='{escaped(json.dumps(data, ensure_ascii=False))}'>{shown}</span>"
     )
 

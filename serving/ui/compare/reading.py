@@ -14,11 +14,10 @@ from serving.comparison_store import SavedComparison, slots_of
 from serving.comparisons import BasePrompt, ReplayStep
 from serving.ui.compare import drawing
 from serving.ui.compare.following import Stream, follow, in_view
-from serving.ui.compare.lanes import MIN_LANES, Updates, lanes_of
+from serving.ui.compare.lanes import Updates, choosing, lanes_of
 from serving.ui.compare.updates import PageUpdates
 from serving.ui.compare.views import View
 from serving.ui.compare.words import say
-from serving.ui.models import refreshed
 
 
 class Reading:
@@ -29,12 +28,16 @@ class Reading:
         self._replays: dict[str, asyncio.Event] = {}  # in progress, by browser session; set to stop
 
     async def open(self, request: gr.Request, *models: str) -> Stream:
-        """The page with what is offered now, and as its address says: `comparison=ID`, or `models=a,b`."""
+        """The page with what is offered now, and as its address says: `comparison=ID`, or `models=a,b`; one
+        model stands beside the base."""
         language, viewer = language_of(request), await self.viewer_of(request)
         wanted = request.query_params.get("comparison", "")
-        named = [name for name in request.query_params.get("models", "").split(",") if name][:MAX_LANES]
+        chat = self.comparisons.chat
+        named = [name for name in request.query_params.get("models", "").split(",") if name]
+        if len(named) == 1:
+            named = [chat.base.name, *named]
         offered = {
-            lane.model: refreshed(self.comparisons.chat, model, language)
+            lane.model: choosing(chat, model, language)
             for lane, model in zip(self.page.widgets.lanes, models, strict=True)
         }
         yield {**offered, **await self.page.recent(viewer, language)}
@@ -42,8 +45,8 @@ class Reading:
             async with aclosing(self._open(wanted, viewer, language)) as updates:
                 async for update in updates:
                     yield update
-        elif len(named) >= MIN_LANES:
-            yield self.page.lanes_set_up({slot: Lane(name) for slot, name in enumerate(named)}, language)
+        elif named:
+            yield self.page.lanes_set_up({slot: Lane(name) for slot, name in enumerate(named[:MAX_LANES])}, language)
 
     async def _open(self, wanted: str, viewer: Viewer, language: Language) -> Stream:
         try:

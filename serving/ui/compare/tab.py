@@ -13,12 +13,11 @@ from adapters.ui.words import language_of
 from serving.chat import random_seed
 from serving.comparisons import Comparisons
 from serving.ui.compare.asking import Asking
-from serving.ui.compare.lanes import MIN_LANES, Updates, with_another
+from serving.ui.compare.lanes import MIN_LANES, Updates, choosing, with_another
 from serving.ui.compare.reading import Reading
 from serving.ui.compare.updates import PageUpdates
 from serving.ui.compare.widgets import CompareWidgets, lay_out
 from serving.ui.compare.words import say
-from serving.ui.models import refreshed
 
 _QUIET = {"api_visibility": "private", "show_progress": "hidden"}
 
@@ -96,7 +95,7 @@ def _wire_lanes(widgets: CompareWidgets, updates: PageUpdates) -> None:
         return remove_it
 
     def refresh(request: gr.Request, model: str) -> Any:
-        return refreshed(chat, model, language_of(request))
+        return choosing(chat, model, language_of(request))
 
     widgets.toolbar.add.click(add, widgets.slots, widgets.outputs, queue=False, **_QUIET)
     for slot, lane in enumerate(widgets.lanes):
