@@ -121,15 +121,14 @@ class Drawing:
         prompts = self.services.prompts
         return await prompts.database.call(prompts.all, viewer)
 
-    def prompt(self, preset: str, text: str, saved: dict[str, str]) -> Updates:
-        """The drawer with this preset chosen."""
+    def prompt(self, preset: str, text: str | None, saved: dict[str, str]) -> Updates:
+        """The drawer with this preset chosen. Without `text`, what is written in it stays."""
         drawer = self.widgets.drawer
-        written = preset not in (OWN, NONE)
-        name = preset.removeprefix(SAVED) if preset.startswith(SAVED) else ""
+        written, name = preset not in (OWN, NONE), preset.removeprefix(SAVED) if preset.startswith(SAVED) else ""
         return {
             drawer.preset: gr.Dropdown(choices=preset_choices([*saved]), value=preset),
-            drawer.system: gr.Textbox(value=text, visible=written),
-            drawer.prompt_name: gr.Textbox(value=name, visible=written),
+            drawer.system: gr.Textbox(visible=written, **({} if text is None else {"value": text})),
+            drawer.prompt_name: gr.Textbox(visible=written, **({} if text is None else {"value": name})),
             drawer.save_prompt: gr.Button(visible=written),
             drawer.delete_prompt: gr.Button(visible=bool(name)),
         }
