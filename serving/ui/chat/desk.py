@@ -91,7 +91,7 @@ class Desk:
     async def choose_prompt(self, request: gr.Request, preset: str) -> Update:
         saved = await self.drawing.saved(await self.services.viewer_of(request))
         text = saved.get(preset.removeprefix(SAVED), "") if preset.startswith(SAVED) else None
-        return self.drawing.prompt(preset, text, saved)
+        return self.drawing.prompt_boxes(preset, text)  # not the preset: it may have been chosen anew meanwhile
 
     async def save_prompt(self, request: gr.Request, name: str, text: str) -> Update:
         visitor = await self.drawing.visitor(request, "")

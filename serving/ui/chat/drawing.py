@@ -123,10 +123,13 @@ class Drawing:
 
     def prompt(self, preset: str, text: str | None, saved: dict[str, str]) -> Updates:
         """The drawer with this preset chosen. Without `text`, what is written in it stays."""
-        drawer = self.widgets.drawer
-        written, name = preset not in (OWN, NONE), preset.removeprefix(SAVED) if preset.startswith(SAVED) else ""
+        chosen = gr.Dropdown(choices=preset_choices([*saved]), value=preset)
+        return {self.widgets.drawer.preset: chosen} | self.prompt_boxes(preset, text)
+
+    def prompt_boxes(self, preset: str, text: str | None) -> Updates:
+        drawer, written = self.widgets.drawer, preset not in (OWN, NONE)
+        name = preset.removeprefix(SAVED) if preset.startswith(SAVED) else ""
         return {
-            drawer.preset: gr.Dropdown(choices=preset_choices([*saved]), value=preset),
             drawer.system: gr.Textbox(visible=written, **({} if text is None else {"value": text})),
             drawer.prompt_name: gr.Textbox(visible=written, **({} if text is None else {"value": name})),
             drawer.save_prompt: gr.Button(visible=written),
