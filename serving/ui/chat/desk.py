@@ -11,7 +11,7 @@ from adapters.ui.tab import Viewer, link_to
 from serving.conversation import Conversation
 from serving.conversation_export import ExportFormat, exported, file_name, to_uploads
 from serving.ui.chat.drawing import ChatServices, Drawing, Update
-from serving.ui.chat.layout import CUSTOM, NONE, OWN, SAVED, Widgets
+from serving.ui.chat.layout import CUSTOM, SAVED, Widgets
 from serving.ui.chat.words import say
 
 
@@ -88,13 +88,10 @@ class Desk:
         name, go = escape(stored.filename), say(visitor.language, "train_on_it")
         return f'<p>{say(visitor.language, "uploaded")}{name} <a href="{link}">{go}</a></p>'
 
-    async def choose_prompt(self, request: gr.Request, preset: str, text: str) -> Update:
+    async def choose_prompt(self, request: gr.Request, preset: str) -> Update:
         saved = await self.drawing.saved(await self.services.viewer_of(request))
-        if preset.startswith(SAVED):
-            text = saved.get(preset.removeprefix(SAVED), "")
-        elif preset in (OWN, NONE):
-            text = ""
-        return self.drawing.prompt(preset, text, saved)
+        text = saved.get(preset.removeprefix(SAVED), "") if preset.startswith(SAVED) else None
+        return self.drawing.prompt_boxes(preset, text)  # not the preset: it may have been chosen anew meanwhile
 
     async def save_prompt(self, request: gr.Request, name: str, text: str) -> Update:
         visitor = await self.drawing.visitor(request, "")
@@ -107,11 +104,11 @@ class Desk:
         gr.Info(say(visitor.language, "saved_prompt", name=kept))
         return self.drawing.prompt(SAVED + kept, text, await self.drawing.saved(visitor.viewer))
 
-    async def delete_prompt(self, request: gr.Request, preset: str, text: str) -> Update:
+    async def delete_prompt(self, request: gr.Request, preset: str) -> Update:
         viewer = await self.services.viewer_of(request)
         prompts = self.services.prompts
         await prompts.database.call(prompts.delete, viewer, preset.removeprefix(SAVED))
-        return self.drawing.prompt(CUSTOM, text, await self.drawing.saved(viewer))
+        return self.drawing.prompt(CUSTOM, None, await self.drawing.saved(viewer))
 
     async def _chosen(self, viewer: Viewer, conversation: str, scope: str) -> list[Conversation]:
         if scope == "all":

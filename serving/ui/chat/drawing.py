@@ -121,15 +121,17 @@ class Drawing:
         prompts = self.services.prompts
         return await prompts.database.call(prompts.all, viewer)
 
-    def prompt(self, preset: str, text: str, saved: dict[str, str]) -> Updates:
-        """The drawer with this preset chosen."""
-        drawer = self.widgets.drawer
-        written = preset not in (OWN, NONE)
+    def prompt(self, preset: str, text: str | None, saved: dict[str, str]) -> Updates:
+        """The drawer with this preset chosen. Without `text`, what is written in it stays."""
+        chosen = gr.Dropdown(choices=preset_choices([*saved]), value=preset)
+        return {self.widgets.drawer.preset: chosen} | self.prompt_boxes(preset, text)
+
+    def prompt_boxes(self, preset: str, text: str | None) -> Updates:
+        drawer, written = self.widgets.drawer, preset not in (OWN, NONE)
         name = preset.removeprefix(SAVED) if preset.startswith(SAVED) else ""
         return {
-            drawer.preset: gr.Dropdown(choices=preset_choices([*saved]), value=preset),
-            drawer.system: gr.Textbox(value=text, visible=written),
-            drawer.prompt_name: gr.Textbox(value=name, visible=written),
+            drawer.system: gr.Textbox(visible=written, **({} if text is None else {"value": text})),
+            drawer.prompt_name: gr.Textbox(visible=written, **({} if text is None else {"value": name})),
             drawer.save_prompt: gr.Button(visible=written),
             drawer.delete_prompt: gr.Button(visible=bool(name)),
         }

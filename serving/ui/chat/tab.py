@@ -89,9 +89,9 @@ def _wire_desk(widgets: Widgets, desk: Desk) -> None:
     side.reuse.click(desk.reuse, [talk.conversation, side.scope], side.note, queue=False, **_event(desk.reuse))
     prompt = [drawer.preset, drawer.system, drawer.prompt_name, drawer.save_prompt, drawer.delete_prompt]
     for does, on, reads in (
-        (desk.choose_prompt, drawer.preset.input, [drawer.preset, drawer.system]),
+        (desk.choose_prompt, drawer.preset.input, drawer.preset),
         (desk.save_prompt, drawer.save_prompt.click, [drawer.prompt_name, drawer.system]),
-        (desk.delete_prompt, drawer.delete_prompt.click, [drawer.preset, drawer.system]),
+        (desk.delete_prompt, drawer.delete_prompt.click, drawer.preset),
     ):
         on(does, reads, prompt, queue=False, **_event(does))
 
