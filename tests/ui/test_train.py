@@ -73,6 +73,7 @@ def test_a_stranger_trains_a_face_watches_it_learn_and_keeps_a_snapshot(
     expect(report.locator("details[open] li")).to_contain_text("huanhuan-30.json:")
     expect(page.locator("#train-preview .tr-learned").nth(1)).to_have_text("本宫答第 0 问。<|im_end|>")
     expect(page.locator("#train-name input, #train-name textarea").first).to_have_value("huanhuan")
+    page.get_by_role("button", name="自动选择了什么").click()
     expect(page.locator("#train-plan")).to_contain_text("0.0032")
     page.get_by_label("快速试试").check()
     expect(page.locator("#train-estimate")).to_contain_text("约 7 步")
@@ -152,7 +153,7 @@ def test_a_run_is_paused_resumed_and_cancelled_from_any_page(
     page.get_by_role("button", name="高级设置").click()
     fill(page, "train-epochs", "50")
     fill(page, "train-snapshot_steps", "1000")
-    expect(page.locator("#train-estimate")).to_contain_text("约 450 步")
+    expect(page.locator("#train-estimate")).to_contain_text("约 250 步")
     page.locator("#train-start").click()
     expect(page.locator("#train-charts polyline.train").first).to_be_attached(timeout=180_000)
     other = open_page("?tab=train").page  # whoever comes sees what runs
@@ -166,8 +167,11 @@ def test_a_run_is_paused_resumed_and_cancelled_from_any_page(
     expect_state(page, "cancelled")
     expect(page.locator("#train-resume")).to_be_visible()
     expect(page.locator("#train-pause")).to_be_hidden()
-    page.locator("#train-new").click()
-    expect(page.locator("#train-file")).to_be_visible()
+    page.reload()
+    expect_state(page, "cancelled")
+    page.locator("#train-new").click()  # with what was filled in before
+    expect(page.locator("#train-name input, #train-name textarea").first).to_have_value("long")
+    expect(page.locator("#train-report .tr-cards")).to_be_visible()
 
 
 def desk_for(home: Path, base: Path, *, admin: bool) -> Desk:
@@ -206,7 +210,8 @@ def test_without_the_admin_key_nothing_is_shown_and_nothing_done(tiny_base: Path
         job = await asyncio.to_thread(desk.new.tuning.create, choices_of(values).request("sft"))
         before = job.journal.status()
         told = [
-            *(await desk.open(request, None)),
+            *(await desk.open(request, None, None)),
+            *(await desk.begin(request, None)),
             *(await desk.refresh(request, job.id, "", 0, "")),
             *(await desk.show(request, job.id)),
             *(await desk.turn(request, job.id, 1)),
