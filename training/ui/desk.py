@@ -70,14 +70,13 @@ class Desk:
 
     async def open(self, request: gr.Request, job_id: str | None, file: str | None) -> list[Update]:
         """As `arrive`, when the visitor comes from another tab: [*lists, *form widgets]. What is on the page stays, and
-        so does what `arrive` may be about to show."""
+        a page that opens on this tab leaves the form to `arrive`."""
         viewer = await self._viewer(request)
         if viewer is None:
             return self._nothing(4 + self._in_form)
         jobs = await asyncio.to_thread(self.view.jobs)
         lists = self._lists(jobs, None, "", language_of(request))
-        wanted = request.query_params
-        present = job_id or file or wanted.get("job") or wanted.get("file")
+        present = job_id or file or request.query_params.get("tab") == "train"
         return [*lists, *await asyncio.to_thread(self._form, viewer, None, present)]
 
     async def begin(self, request: gr.Request, file: str | None) -> list[Update]:
@@ -134,7 +133,7 @@ class Desk:
         empty = "" if choices else f'<div class="tr-empty">{say(language, "no_runs")}</div>'
         return [gr.Radio(**runs), empty, gr.Timer(LIVE_S if live else IDLE_S, active=True), now]
 
-    def _form(self, viewer: str, file: str | None, present: str | None) -> list[Update]:
+    def _form(self, viewer: str, file: str | None, present: object) -> list[Update]:
         """Values of the form's widgets: what this viewer had filled in last, on `file` if that is named. With something
         `present` on the page already, only what can be chosen is brought up to date."""
         if present:
