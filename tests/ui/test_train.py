@@ -47,6 +47,14 @@ def fill(page: Page, box: str, text: str) -> None:
     element.blur()
 
 
+def open_drawer(page: Page, name: str) -> None:
+    """Gradio's empty numbers hold 0 for a moment, until they are laid out."""
+    page.get_by_role("button", name=name).click()
+    expect(page.locator("#train-seed input")).to_be_visible()
+    for number in page.locator("#train-advanced input[type=number]").all():
+        expect(number).to_have_value("")
+
+
 def expect_state(page: Page, state: str) -> None:
     expect(page.locator(f"#train-head .tr-chip.{state}")).to_be_visible(timeout=180_000)
 
@@ -127,7 +135,7 @@ def test_on_a_phone_in_english_and_dark_an_upload_of_another_tab_is_checked(
     expect(page.locator("#train-report")).to_contain_text("usable rows")
     expect(page.locator("#train-name input, #train-name textarea").first).to_have_value("from-chat")
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
-    page.get_by_role("button", name="Advanced").click()
+    open_drawer(page, "Advanced")
     fill(page, "train-max_length", "100000")
     expect(page.locator("#train-estimate")).to_contain_text("is more than the base")
     expect(page.locator("#train-start")).to_be_disabled()
@@ -150,7 +158,7 @@ def test_a_run_is_paused_resumed_and_cancelled_from_any_page(
     page = open_page("?tab=train").page
     drop(page, data_file(tmp_path, "long.json", rows(40)))
     expect(page.locator("#train-report .tr-cards")).to_be_visible()
-    page.get_by_role("button", name="高级设置").click()
+    open_drawer(page, "高级设置")
     fill(page, "train-epochs", "50")
     fill(page, "train-snapshot_steps", "1000")
     expect(page.locator("#train-estimate")).to_contain_text("约 250 步")
