@@ -55,7 +55,9 @@ class Choices:
         if preferences:
             hyperparameters["beta"] = given.pop("beta", "auto")
         elif "beta" in given:
-            raise Invalid(f"beta weighs preferences; these rows are for {objective}, leave it empty", param="beta")
+            raise Invalid(
+                f"beta {given['beta']} weighs preferences; these rows are for {objective}, leave it empty", param="beta"
+            )
         rank, times = STRENGTHS[self.strength]
         ours: dict[str, Any] = {"objective": objective}
         if given.get("method") != "full":

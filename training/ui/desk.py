@@ -58,23 +58,34 @@ class Desk:
         job_id = wanted.get("job") or (live[0] if live and not wanted.get("file") else "")
         shown = job_id if job_id in {job.id for job in jobs} else ""
         drawn = await self.view.draw(shown, 0, "", language) if shown else self._nothing(DRAWN)
+        form = await asyncio.to_thread(self._form, viewer, wanted.get("file"), shown)
         return [
             *self._nothing(2),
             *self._lists(jobs, shown or None, "", language),
             gr.Column(visible=not shown),
             gr.Column(visible=bool(shown)),
-            *await asyncio.to_thread(self._form, viewer, wanted.get("file"), None),
+            *form,
             *drawn,
         ]
 
-    async def open(self, request: gr.Request, file: str | None) -> list[Update]:
-        """As `arrive`, when the visitor comes from another tab: [*lists, *form widgets]. What is in the form stays."""
+    async def open(self, request: gr.Request, job_id: str | None, file: str | None) -> list[Update]:
+        """As `arrive`, when the visitor comes from another tab: [*lists, *form widgets]. What is on the page stays, and
+        a page that opens on this tab leaves the form to `arrive`."""
         viewer = await self._viewer(request)
         if viewer is None:
             return self._nothing(4 + self._in_form)
         jobs = await asyncio.to_thread(self.view.jobs)
         lists = self._lists(jobs, None, "", language_of(request))
-        return [*lists, *await asyncio.to_thread(self._form, viewer, None, file)]
+        present = job_id or file or request.query_params.get("tab") == "train"
+        return [*lists, *await asyncio.to_thread(self._form, viewer, None, present)]
+
+    async def begin(self, request: gr.Request, file: str | None) -> list[Update]:
+        """The form in place of a run: [runs, form, run, *form widgets]."""
+        viewer = await self._viewer(request)
+        if viewer is None:
+            return self._nothing(3 + self._in_form)
+        form = await asyncio.to_thread(self._form, viewer, None, file)
+        return [None, gr.Column(visible=True), gr.Column(visible=False), *form]
 
     async def refresh(
         self, request: gr.Request, job_id: str | None, listed: str, chosen: int, stamp: str
@@ -122,8 +133,8 @@ class Desk:
         empty = "" if choices else f'<div class="tr-empty">{say(language, "no_runs")}</div>'
         return [gr.Radio(**runs), empty, gr.Timer(LIVE_S if live else IDLE_S, active=True), now]
 
-    def _form(self, viewer: str, file: str | None, present: str | None) -> list[Update]:
-        """Values of the form's widgets: what this viewer had filled in last, on `file` if that is named. With a file
+    def _form(self, viewer: str, file: str | None, present: object) -> list[Update]:
+        """Values of the form's widgets: what this viewer had filled in last, on `file` if that is named. With something
         `present` on the page already, only what can be chosen is brought up to date."""
         if present:
             return [gr.Dropdown(choices=self.new.offered(None).choices), *self._nothing(self._in_form - 1)]

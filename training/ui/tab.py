@@ -47,19 +47,13 @@ def _build(services: TrainServices, page: gr.Blocks) -> None:
     arrived = [notice, body, *lists, form.column, run.column, *form.form.widgets, *run.drawn]
     page.load(desk.arrive, None, arrived, **_QUIET)
     if isinstance(tab, gr.Tab):
-        tab.select(desk.open, form.form.file, [*lists, *form.form.widgets], **_QUIET)
+        tab.select(desk.open, [runs, form.form.file], [*lists, *form.form.widgets], **_QUIET)
         _rest_while_hidden(tab, timer)
     shown = [form.column, run.column, run.published, *run.drawn]
     timer.tick(desk.refresh, [runs, listed, run.snapshot, run.stamp], [*lists, *run.drawn], **_QUIET)
     runs.input(desk.show, runs, shown, **_QUIET)
     runs.change(None, runs, None, js=_ADDRESS.format(name="job", forget="url.searchParams.delete('file');"))
-    new.click(
-        lambda: [None, gr.Column(visible=True), gr.Column(visible=False)],
-        None,
-        [runs, form.column, run.column],
-        queue=False,
-        **_QUIET,
-    )
+    new.click(desk.begin, form.form.file, [runs, form.column, run.column, *form.form.widgets], **_QUIET)
     _wire_form(desk, form, [*lists, *shown])
     _wire_run(desk, run, runs, timer)
 
