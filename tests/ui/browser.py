@@ -48,6 +48,17 @@ class Visit:
     requests: list[str] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
     pending: set[Request] = field(default_factory=set)
+    streams: int = 0  # of events, ended since the page was opened or loaded again
+
+    def begin(self, request: Request) -> None:
+        if request.is_navigation_request():
+            self.pending.clear()
+            self.streams = 0
+        self.pending.add(request)
+
+    def end(self, request: Request) -> None:
+        self.pending.discard(request)
+        self.streams += "/queue/data" in request.url
 
     def assert_kept_to(self, url: str) -> None:
         """No other host was asked for anything, and the console has no error."""
@@ -74,9 +85,9 @@ def visit(context: BrowserContext, url: str) -> Visit:
     page.set_default_timeout(TIMEOUT_MS)
     seen = Visit(page)
     page.on("request", lambda request: seen.requests.append(request.url))
-    page.on("request", lambda request: seen.pending.add(request))
-    page.on("requestfinished", lambda request: seen.pending.discard(request))
-    page.on("requestfailed", lambda request: seen.pending.discard(request))
+    page.on("request", lambda request: seen.begin(request))
+    page.on("requestfinished", lambda request: seen.end(request))
+    page.on("requestfailed", lambda request: seen.end(request))
     page.on("console", lambda line: seen.errors.append(line.text) if line.type == "error" else None)
     page.on("pageerror", lambda error: seen.errors.append(str(error)))
     page.goto(url)
@@ -90,13 +101,13 @@ IDLE = "() => new Promise(done => requestIdleCallback(done, { timeout: 5000 }))"
 
 
 def settle(seen: Visit, patience_s: float = 20) -> None:
-    """Until the page has been idle for a moment and asks the server for nothing. A page that is left earlier logs
-    errors of Gradio's; some asset is now and then open for long, so patience ends."""
+    """Until what the page asks for when it opens has come, and it has been idle for a moment. A page that is left
+    earlier logs errors of Gradio's; some asset is now and then open for long, so patience ends."""
     until, quiet = time.monotonic() + patience_s, 0
     while quiet < 6 and time.monotonic() < until:
         seen.page.wait_for_timeout(50)
         seen.page.evaluate(IDLE)
-        quiet = 0 if seen.pending else quiet + 1
+        quiet = 0 if seen.pending or not seen.streams else quiet + 1
 
 
 def said(page: Page, log: str) -> str:

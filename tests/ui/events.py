@@ -68,12 +68,6 @@ class PageClient:
                 if line.startswith("data: "):
                     yield json.loads(line.removeprefix("data: "))
 
-    async def load(self) -> None:
-        """What a page does once it is there."""
-        for event in self.events:
-            if event["backend_fn"] and any(kind == "load" for _, kind in event["targets"]):
-                await self.run(event)
-
     async def run(self, event: Event, **values: Any) -> list[Message]:
         """The messages of one event, the last of which says how it ended. Keys of `values` are elem_ids with "_" for
         "-"."""

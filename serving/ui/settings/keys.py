@@ -32,10 +32,11 @@ class NewKey:
 
 @dataclass(frozen=True)
 class Revoking:
-    """Two steps: choose and ask, then say yes."""
+    """Two steps: choose and ask, then say yes. `asked` is the name the second step is about."""
 
     row: gr.Row
     which: gr.Dropdown
+    asked: gr.Textbox
     ask: gr.Button
     really: gr.Button
     keep: gr.Button
@@ -65,10 +66,11 @@ def new_key_form() -> NewKey:
 def revoking_row() -> Revoking:
     with gr.Row(visible=False, elem_id="key-revoking") as row:
         which = gr.Dropdown([], value=None, label=t("revoke_which"), scale=3, min_width=180, elem_id="key-which")
+        asked = gr.Textbox("", label=t("revoke_which"), visible=False, elem_id="key-asked")
         ask = gr.Button(t("revoke"), min_width=100, elem_id="key-revoke")
-        really = gr.Button(t("revoke_really"), variant="stop", visible=False, min_width=100, elem_id="key-really")
+        really = gr.Button("", variant="stop", visible=False, min_width=100, elem_id="key-really")
         keep = gr.Button(t("keep"), visible=False, min_width=100, elem_id="key-keep")
-    return Revoking(row, which, ask, really, keep)
+    return Revoking(row, which, asked, ask, really, keep)
 
 
 def key_table(keys: list[ApiKey], language: Language) -> str:

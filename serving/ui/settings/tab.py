@@ -116,34 +116,37 @@ def _wire_creation(services: SettingsServices, form: NewKey, listed: gr.HTML, re
 
 
 def _wire_revoking(services: SettingsServices, listed: gr.HTML, revoking: Revoking) -> None:
-    buttons = [revoking.ask, revoking.really, revoking.keep]
+    steps = [revoking.asked, revoking.ask, revoking.really, revoking.keep]
 
     def ask(request: gr.Request, name: str | None) -> list[Update]:
         if not name:
             gr.Warning(say(language_of(request), "choose_key"))
-        return _asking(bool(name))
+        return _asking(name or "", language_of(request))
 
-    async def revoke(request: gr.Request, name: str | None) -> list[Update]:
-        """[table, revoking, key to revoke, *buttons]"""
+    def keep(request: gr.Request) -> list[Update]:
+        return _asking("", language_of(request))
+
+    async def revoke(request: gr.Request, name: str) -> list[Update]:
+        """[table, revoking, key to revoke, *steps]"""
         language = language_of(request)
         try:
             _require_admin(await services.viewer_of(request), language)
-            key = await services.keys.database.call(services.keys.revoke, name or "")
+            key = await services.keys.database.call(services.keys.revoke, name)
         except BianlianError as error:
             gr.Warning(error.message)
-            return [gr.skip()] * (3 + len(buttons))
+            return [gr.skip()] * (3 + len(steps))
         gr.Info(say(language, "revoked", name=key.name))
-        return [*await _keys_shown(services, language), *_asking(False)]
+        return [*await _keys_shown(services, language), *_asking("", language)]
 
-    revoking.ask.click(ask, revoking.which, buttons, **QUIET)
-    revoking.keep.click(lambda: _asking(False), None, buttons, **QUIET)
-    revoking.which.change(lambda: _asking(False), None, buttons, **QUIET)
-    revoking.really.click(revoke, revoking.which, [listed, revoking.row, revoking.which, *buttons], **QUIET)
+    revoking.ask.click(ask, revoking.which, steps, **QUIET)
+    revoking.keep.click(keep, None, steps, **QUIET)
+    revoking.really.click(revoke, revoking.asked, [listed, revoking.row, revoking.which, *steps], **QUIET)
 
 
-def _asking(sure: bool) -> list[Update]:
-    """[ask, really, keep], before and after the first step."""
-    return [gr.Button(visible=not sure), gr.Button(visible=sure), gr.Button(visible=sure)]
+def _asking(name: str, language: Language) -> list[Update]:
+    """[asked, ask, really, keep]: whether to end the key `name`; the first step again without one."""
+    sure = gr.Button(say(language, "revoke_really", name=name), visible=bool(name))
+    return [name, gr.Button(visible=not name), sure, gr.Button(visible=bool(name))]
 
 
 async def _keys_shown(services: SettingsServices, language: Language) -> list[Update]:

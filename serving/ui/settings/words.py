@@ -27,7 +27,6 @@ LABELS: dict[str, Both] = {
     "made": ("新密钥：现在就复制，只显示这一次", "The new key: copy it now, it is shown this once"),
     "revoke_which": ("要停用的密钥", "Key to revoke"),
     "revoke": ("停用…", "Revoke…"),
-    "revoke_really": ("确认停用", "Yes, revoke it"),
     "keep": ("不停用", "Keep it"),
     "usage": ("## 用量（近 30 天）", "## Usage, the last 30 days"),
     "usage_chart": ("每天的 token 数", "Tokens a day"),
@@ -63,6 +62,7 @@ LINES: dict[str, Both] = {
     ),
     "created": ("已生成“{name}”的密钥", "Made the key of '{name}'"),
     "revoked": ("已停用“{name}”", "Revoked '{name}'"),
+    "revoke_really": ("确认停用“{name}”", "Yes, revoke '{name}'"),
     "choose_key": ("先选一把密钥", "choose a key first"),
     "no_keys": (
         "还没有密钥。生成第一把之后，每个人都要用密钥才能进来。",
