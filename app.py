@@ -166,6 +166,7 @@ def build_app(services: Services) -> FastAPI:
     from serving.lifecycle import AdapterLifecycle
     from serving.metrics import Metrics
     from serving.probe import Prober
+    from serving.recent import Recent
     from serving.response_store import ResponseStore
     from serving.usage import UsageBook
     from serving.votes import VoteStore
@@ -181,6 +182,7 @@ def build_app(services: Services) -> FastAPI:
     keys, metrics = Keys(settings, KeyStore(database), chat.limits), Metrics(chat, [JobFigures(queue)])
     usage, votes = UsageBook(database, chat.usage), VoteStore(database)
     lifecycle, files, prober = AdapterLifecycle(chat), FileStore(settings.uploads), Prober(chat)
+    recent = Recent(chat, lambda: metrics.http.refused)
     bases = bases_for(services.base.name, settings.base)
     tuning = FineTuning(queue, files, bases, partial(services.registry.require_free, param="suffix"))
 
@@ -204,6 +206,7 @@ def build_app(services: Services) -> FastAPI:
                 await asyncio.sleep(WATCH_POLL_S)
 
         tasks = [asyncio.create_task(watch_store()), asyncio.create_task(usage.keep_writing())]
+        tasks.append(asyncio.create_task(recent.watch()))
         if settings.max_running_jobs:
             tasks.append(asyncio.create_task(supervisor.watch()))
         tasks.append(asyncio.create_task(prober.watch()))
@@ -270,7 +273,7 @@ def build_app(services: Services) -> FastAPI:
         from serving.ui.studio import Studio, studio_tabs
 
         sessions = Sessions(keys)
-        tabs = studio_tabs(Studio(settings, chat, sessions.viewer))
+        tabs = studio_tabs(Studio(settings, chat, sessions.viewer, lifecycle, files, recent, metrics.http))
         app = mount_page(app, tabs, sessions)
     app.add_middleware(RequestLog, http=metrics.http, endpoints=endpoints)  # last, which is outermost
     return app

@@ -14,11 +14,13 @@ from adapters.ui.words import Words
 
 @dataclass(frozen=True)
 class Tab:
-    """`build` lays the tab out inside the page, which it gets for `page.load`; `words` has its "title"."""
+    """`build` lays the tab out inside the page, which it gets for `page.load`; `words` has its "title"; `css` is for
+    what is in the tab alone."""
 
     id: str
     words: Words
     build: Callable[[gr.Blocks], None]
+    css: str = ""
 
 
 @dataclass(frozen=True)

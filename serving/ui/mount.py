@@ -35,7 +35,7 @@ def mount_page(app: FastAPI, tabs: Sequence[Tab], sessions: Sessions) -> FastAPI
         mcp_server=False,
         i18n=translations([WORDS, *(tab.words for tab in tabs)]),
         theme=theme(),
-        css=CSS,
+        css="\n".join([CSS, *(tab.css for tab in tabs)]),
         head=HEAD,
     )
     app.add_middleware(Login, sessions=sessions)
