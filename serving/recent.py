@@ -63,6 +63,8 @@ class Sample:
     running: int
     waiting: int
     kv_used: int  # blocks
+    admitted: int  # prompt tokens of admitted requests
+    cached: int  # those of them in the prefix cache
     active: int  # adapters in slots
     host_bytes: int  # of adapters
     device_bytes: int
@@ -126,6 +128,8 @@ class Recent:
             running=engine.num_running,
             waiting=self._chat.engine.num_waiting,
             kv_used=engine.pool.num_used,
+            admitted=engine.scheduler.prompt_tokens,
+            cached=engine.scheduler.cached_tokens,
             active=bank.active,
             host_bytes=bank.host_bytes,
             device_bytes=bank.device_bytes,
@@ -192,6 +196,11 @@ class Window:
         """A second, of what is counted since the start."""
         seconds = self.last.at_s - self.first.at_s
         return (count(self.last) - count(self.first)) / seconds if seconds > 0 else 0.0
+
+    def cached_share(self) -> float | None:
+        """Of the admitted prompt tokens, those found in the prefix cache; None without any."""
+        admitted = self.last.admitted - self.first.admitted
+        return (self.last.cached - self.first.cached) / admitted if admitted else None
 
     def spread(self, histogram: Callable[[Sample], Counted]) -> Counted:
         """What fell into the window."""

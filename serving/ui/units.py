@@ -25,5 +25,5 @@ def duration(seconds: float | None) -> str:
 
 
 def amount(value: float) -> str:
-    """Few figures: 0.4, 12, 3,400."""
-    return f"{value:.1f}" if 0 < value < 10 else f"{value:,.0f}"
+    """Few figures: 0.4, 2, 12, 3,400."""
+    return f"{value:.1f}" if value < 10 and value != int(value) else f"{value:,.0f}"

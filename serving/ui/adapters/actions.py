@@ -33,8 +33,8 @@ def lay_out_actions() -> Actions:
     """The chosen adapter: first what there is to say of it, then what may be done."""
     about = gr.HTML("", elem_id="adapters-detail", padding=False)
     with gr.Column(visible=False, elem_id="adapters-actions") as column:
+        version = gr.Dropdown([], value=None, label=t("version"), elem_id="adapters-version")
         with gr.Row(elem_id="adapters-buttons"):
-            version = gr.Dropdown([], value=None, label=t("version"), min_width=150, elem_id="adapters-version")
             warm = _button("warm_up")
             measure = _button("measure")
             pin = _button("pin")

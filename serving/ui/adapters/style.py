@@ -54,6 +54,7 @@ CSS = """
 .ad-places .ad-off { color: var(--body-text-color-subdued); }
 .ad-detail h3 { font-size: 1rem; font-weight: 600; margin: 16px 0 2px !important; }
 .ad-table { overflow-x: auto; }
+.ad-table table, .ad-table thead, .ad-table tbody, .ad-table tr { border: 0 !important; }
 .ad-table table { border-collapse: collapse; width: 100%; margin: 0 !important; font-size: .9rem; }
 .ad-table th, .ad-table td { border: 0 !important; padding: 5px 14px 5px 0 !important; text-align: start;
   white-space: nowrap; font-weight: 400; color: var(--body-text-color); font-variant-numeric: tabular-nums; }
@@ -64,7 +65,8 @@ CSS = """
 .ad-table .ad-chip { font-weight: 400; }
 .ad-table td:last-child { white-space: normal; min-width: 8em; }
 .ad-more { color: var(--body-text-color-subdued); font-size: .9rem; margin: 4px 0 0 !important; }
-#adapters-buttons { align-items: end; } #adapters-buttons button { height: 44px; }
+#adapters-buttons { display: grid; grid-template-columns: repeat(auto-fill, minmax(130px, 1fr)); }
+#adapters-buttons button { min-width: 0; padding-left: 8px; padding-right: 8px; }
 .ad-aliases { list-style: none !important; margin: 0 !important; padding: 0 !important; display: grid; gap: 6px; }
 .ad-aliases li { margin: 0 !important; padding: 0; list-style: none; display: flex; flex-wrap: wrap; gap: 4px 12px;
                  align-items: center; font-variant-numeric: tabular-nums; }

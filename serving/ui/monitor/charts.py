@@ -58,14 +58,18 @@ def highest(lines: Sequence[Line], least: float) -> float:
 
 
 def _path(number: int, points: Points, seconds: float, top: float) -> str:
-    drawn, pen_up = [], True
+    pieces: list[list[str]] = [[]]
     for age, value in points:
         if value is None:
-            pen_up = True
+            pieces.append([])
             continue
         x = _WIDTH * (1 - min(age / seconds, 1.0))
         y = _HEIGHT * (1 - min(value / top, 1.0))
-        # What stands alone is a dot: a line of no length with round ends.
-        drawn.append(f"M{x:.1f} {y:.1f}h.1" if pen_up else f"L{x:.1f} {y:.1f}")
-        pen_up = False
-    return f'<path class="mon-line mon-s{number}" d="{"".join(drawn)}"/>' if drawn else ""
+        pieces[-1].append(f"{x:.1f} {y:.1f}")
+    lines = "".join(f"M{'L'.join(piece)}" for piece in pieces if len(piece) > 1)
+    dots = "".join(f"M{piece[0]}h.1" for piece in pieces if len(piece) == 1)  # no length, but round ends
+    return "".join(
+        f'<path class="mon-line{kind} mon-s{number}" d="{path}"/>'
+        for kind, path in (("", lines), (" mon-dot", dots))
+        if path
+    )

@@ -9,7 +9,7 @@ from serving.metrics import FailedRequest
 from serving.recent import Counted, Recent, Sample, Window
 from serving.ui.monitor.charts import Line, chart, highest, legend
 from serving.ui.monitor.words import MONITOR
-from serving.ui.units import amount, duration, size
+from serving.ui.units import NONE, amount, duration, size
 
 POINTS = 180  # of a chart; 15 minutes are 900 samples
 NOW_S = 5.0  # "now" of a rate
@@ -28,6 +28,7 @@ def view(recent: Recent, failed: Sequence[FailedRequest], seconds: int, language
         cards.latency("between", lambda sample: sample.between_tokens_s),
         cards.requests(),
         cards.blocks(),
+        cards.prefix_cache(),
         cards.slots(),
         cards.memory(),
     ]
@@ -82,6 +83,12 @@ class Cards:
     def blocks(self) -> str:
         total = self.recent.totals.kv_blocks
         return self._share("kv", "used", lambda sample: sample.kv_used, total)
+
+    def prefix_cache(self) -> str:
+        points = [(self._age(step), step.cached_share()) for step in self._steps]
+        share = self.window.cached_share()
+        line = Line(say(self.language, "found"), points, NONE if share is None else f"{share:.0%}")
+        return self._card("cache", [line], 1.0, "100%")
 
     def slots(self) -> str:
         return self._share("slots", "taken", lambda sample: sample.active, self.recent.totals.slots)

@@ -47,7 +47,11 @@ class Drawing:
 def _build(drawing: Drawing, viewer_of: ViewerOf, page: gr.Blocks) -> None:
     tab = tab_here()
     seconds = gr.Radio(
-        [(t(str(each)), each) for each in RANGES], value=RANGES[-1], label=t("window"), elem_id="monitor-window"
+        [(t(str(each)), each) for each in RANGES],
+        value=RANGES[-1],
+        label=t("window"),
+        container=False,
+        elem_id="monitor-window",
     )
     shown = gr.HTML("", elem_id="monitor-view", padding=False)
     timer = gr.Timer(DRAWN_S, active=False)

@@ -26,6 +26,8 @@ LINES: dict[str, Both] = {
     "waiting": ("排队中", "waiting"),
     "kv": ("KV 块", "KV blocks"),
     "used": ("已用", "used"),
+    "cache": ("前缀缓存", "Prefix cache"),
+    "found": ("的输入 tokens 命中", "of prompt tokens found"),
     "slots": ("适配器槽位", "Adapter slots"),
     "taken": ("已占", "taken"),
     "memory": ("内存", "Memory"),
