@@ -59,7 +59,7 @@ def lay_out_aliases() -> Aliases:
         )
     known = gr.JSON([], label=t("known"), visible=False)
     sliders = [
-        gr.Slider(0.1, 100, 100, step=0.1, label=str(at), visible=False, elem_id=f"alias-share-{at}")
+        gr.Slider(0.1, 100, 100, step=0.1, label=str(at), visible=False, buttons=[], elem_id=f"alias-share-{at}")
         for at in range(MAX_TARGETS)
     ]
     gr.Markdown(t("sticky"), elem_classes=["ad-note"])

@@ -67,6 +67,8 @@ CSS = """
 .ad-more { color: var(--body-text-color-subdued); font-size: .9rem; margin: 4px 0 0 !important; }
 #adapters-buttons { display: grid; grid-template-columns: repeat(auto-fill, minmax(130px, 1fr)); }
 #adapters-buttons button { min-width: 0; padding-left: 8px; padding-right: 8px; }
+#adapters-really, #alias-really { background: #b91c1c; color: white; }
+#adapters-really:hover, #alias-really:hover { background: #991b1b; }
 .ad-aliases { list-style: none !important; margin: 0 !important; padding: 0 !important; display: grid; gap: 6px; }
 .ad-aliases li { margin: 0 !important; padding: 0; list-style: none; display: flex; flex-wrap: wrap; gap: 4px 12px;
                  align-items: center; font-variant-numeric: tabular-nums; }

@@ -34,6 +34,7 @@ def lay_out_upload() -> Upload:
         with gr.Column(min_width=240):
             name = gr.Textbox(label=t("name"), placeholder=t("name_hint"), max_length=64, elem_id="adapters-name")
             notes = gr.Textbox(label=t("notes"), max_length=4096, elem_id="adapters-notes")
+    gr.Markdown(t("files_note"), elem_classes=["ad-note"])
     publish = gr.Button(t("publish"), variant="primary", elem_id="adapters-publish")
     return Upload(files, name, notes, publish, gr.Textbox("", label=t("chosen"), visible=False))
 

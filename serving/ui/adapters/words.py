@@ -18,7 +18,7 @@ LABELS: dict[str, Both] = {
     "chosen": ("选中的适配器", "Chosen adapter"),
     "page": ("页", "Page"),
     "version": ("版本", "Version"),
-    "warm_up": ("载入内存", "Load into memory"),
+    "warm_up": ("载入内存", "Load"),
     "pin": ("固定", "Pin"),
     "unpin": ("取消固定", "Unpin"),
     "measure": ("测效果", "Measure effect"),
@@ -30,9 +30,12 @@ LABELS: dict[str, Both] = {
     "force": ("正在回答的请求也结束掉", "End answers that are running"),
     "really": ("删除", "Delete"),
     "upload": ("发布适配器", "Publish an adapter"),
-    "files": (
-        "zip / tar.gz，或 adapter_config.json 与 adapter_model.safetensors",
-        "zip or tar.gz, or adapter_config.json with adapter_model.safetensors",
+    "files": ("适配器文件", "Adapter files"),
+    "files_note": (
+        "zip、tar 或 tar.gz；或者 adapter_config.json 与 adapter_model.safetensors 一起。"
+        "先检查与底座是否相符，再发布；同名就是下一个版本。",
+        "A zip, tar or tar.gz; or adapter_config.json together with adapter_model.safetensors. It is checked against "
+        "the base before it is published; under a name there is already it becomes the next version.",
     ),
     "name": ("名字", "Name"),
     "name_hint": ("字母、数字、. _ -", "letters, digits, . _ -"),
@@ -128,8 +131,8 @@ LINES: dict[str, Both] = {
     "col_effect": ("效果", "Effect"),
     "col_notes": ("备注", "Notes"),
     "confirm_info": (
-        "输入 {version} 只删这个版本；输入 {name} 删除全部 {count} 个版本。删除后不能恢复。",
-        "{version} deletes this version, {name} all {count} of them. This cannot be undone.",
+        "输入 {version} 只删这个版本；输入 {name} 删除整个适配器（共 {count} 个版本）。不能恢复。",
+        "{version} deletes this version, {name} the whole adapter (versions: {count}). This cannot be undone.",
     ),
     "confirm_attached": (
         "来自目录：输入 {version} 就不再提供它，目录里的文件不动。",

@@ -45,7 +45,7 @@ CSS = """
 .mon-table .mon-when { white-space: nowrap; }
 .mon-table .mon-id { font-family: var(--font-mono); font-size: .85em; overflow-wrap: anywhere; min-width: 9em; }
 .mon-share { white-space: nowrap; }
-.mon-bar { display: inline-block; width: 72px; height: 8px; border-radius: 4px; margin-right: 8px;
+.mon-bar { display: inline-block; width: clamp(28px, 6vw, 72px); height: 8px; border-radius: 4px; margin-right: 8px;
   background: linear-gradient(to right, var(--s0) calc(var(--part) * 100%), var(--border-color-primary) 0); }
 .mon-empty, .mon-totals { color: var(--body-text-color-subdued); line-height: 1.6; }
 .mon-empty { margin: 6px 0 !important; }
