@@ -35,8 +35,8 @@ def publish(page: Page, name: str, alpha: int) -> None:
         accordion.locator("button.label-wrap").click()
     accordion.locator("input[type=file]").set_input_files([zipped(WUKONG, alpha)])
     expect(accordion).to_contain_text("adapter.zip")
-    page.locator("#adapters-name input").fill(name)
-    page.locator("#adapters-notes input").fill(f"alpha {alpha}")
+    page.locator("#adapters-name textarea").fill(name)
+    page.locator("#adapters-notes textarea").fill(f"alpha {alpha}")
     page.locator("#adapters-publish").click()
 
 
@@ -77,16 +77,16 @@ def test_publish_roll_back_export_and_delete(studio: Server, open_page: OpenPage
         assert archive.read(f"monkey/{WEIGHTS}") == (WUKONG / WEIGHTS).read_bytes()
 
     page.locator("#adapters-delete button.label-wrap").click()
-    page.locator("#adapters-confirm input").fill("monke")
+    page.locator("#adapters-confirm textarea").fill("monke")
     page.locator("#adapters-really").click()
     expect(toast.filter(has_text="请输入 monkey@1 或 monkey")).to_be_visible()
     assert registry.store.numbers("monkey") == [1, 2]
-    page.locator("#adapters-confirm input").fill("monkey@1")
+    page.locator("#adapters-confirm textarea").fill("monkey@1")
     page.locator("#adapters-really").click()
     expect(detail.locator("tbody tr")).to_have_count(1)
     assert registry.store.numbers("monkey") == [2]
     page.locator("#adapters-delete button.label-wrap").click()
-    page.locator("#adapters-confirm input").fill("monkey")
+    page.locator("#adapters-confirm textarea").fill("monkey")
     page.keyboard.press("Enter")
     expect(detail).to_contain_text("“monkey”不在了")
     assert registry.store.numbers("monkey") == []
@@ -100,7 +100,7 @@ def test_what_cannot_be_served_is_refused_by_name_and_stays_to_be_corrected(open
     config = {"name": CONFIG, "mimeType": "application/json", "buffer": (WUKONG / CONFIG).read_bytes()}
     page.locator("#adapters-upload input[type=file]").set_input_files([pickle, config])
     expect(page.locator("#adapters-files")).to_contain_text("adapter_model")
-    page.locator("#adapters-name input").fill("bad")
+    page.locator("#adapters-name textarea").fill("bad")
     page.locator("#adapters-publish").click()
     toast = page.get_by_test_id("toast-body")
     expect(toast).to_contain_text("is a pickle")
@@ -150,7 +150,7 @@ def test_hundreds_are_searched_and_turned_over_by_keyboard_on_a_phone(studio: Se
         page.locator("#adapters-next").click()
         expect(pager).to_contain_text("page 2 of 13")
         expect(listed.first).to_contain_text("many-010")
-        page.locator("#adapters-search input").fill("many-11")
+        page.locator("#adapters-search textarea").fill("many-11")
         expect(pager).to_contain_text("page 1 of 1 · 10 in all")
         listed.nth(3).focus()
         page.keyboard.press("Enter")

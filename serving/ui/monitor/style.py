@@ -13,9 +13,9 @@ CSS = """
 .mon-card h3 { font-size: 1rem; font-weight: 600; margin: 0 !important; }
 .mon-legend { display: flex; flex-wrap: wrap; gap: 0 12px; list-style: none; margin: 2px 0 4px !important;
               padding: 0 !important; min-height: 2em; }
-.mon-legend li { margin: 0 !important; padding: 0; color: var(--body-text-color-subdued); white-space: nowrap;
+.mon-legend li { margin: 0 !important; padding: 0; color: var(--body-text-color-subdued);
                  font-variant-numeric: tabular-nums; list-style: none; }
-.mon-legend b { font-size: 1.1rem; color: var(--body-text-color); }
+.mon-legend b { font-size: 1.1rem; white-space: nowrap; color: var(--body-text-color); }
 .mon-s0 { --line: var(--s0); } .mon-s1 { --line: var(--s1); --dash: 5 3; }
 .mon-s2 { --line: var(--s2); --dash: 2 3; } .mon-s3 { --line: var(--s3); --dash: 8 3 2 3; }
 .mon-key { display: inline-block; width: 14px; height: 0; border-top: 3px solid var(--line); margin-right: 4px;
