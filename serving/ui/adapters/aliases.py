@@ -71,8 +71,8 @@ def lay_out_aliases() -> Aliases:
     return Aliases(listed, name, targets, known, sliders, save, ask, really, keep)
 
 
-def aliases_now(services: AdapterServices, form: Aliases) -> Callable[[Language], Awaitable[list[Update]]]:
-    """What `Aliases.drawn` is to show, for admins."""
+def aliases_now(services: AdapterServices) -> Callable[..., Awaitable[list[Update]]]:
+    """What `Aliases.drawn` is to show, from a request; `cleared`: with nothing chosen. Nothing to who is no admin."""
     chat = services.lifecycle.chat
 
     def read() -> tuple[list[Alias], list[tuple[str, str]]]:
@@ -82,17 +82,21 @@ def aliases_now(services: AdapterServices, form: Aliases) -> Callable[[Language]
         models += [(f"{name}@{n}", f"{name}@{n}") for name in several for n in registry.store.numbers(name)]
         return chat.aliases.all(), models
 
-    async def now(language: Language) -> list[Update]:
+    async def now(request: gr.Request, cleared: bool = False) -> list[Update]:
+        if not await services.is_admin(request):
+            return [gr.skip()] * 3
+        language = language_of(request)
         found, models = await asyncio.to_thread(read)
         base = (say(language, "base_choice", name=chat.base.name), chat.base.name)
-        names = gr.Dropdown(choices=[alias.name for alias in found])
-        return [_table(found, language), names, gr.Dropdown(choices=[base, *models])]
+        nobody, nothing = ({"value": None}, {"value": []}) if cleared else ({}, {})
+        names = gr.Dropdown(choices=[alias.name for alias in found], **nobody)
+        return [_table(found, language), names, gr.Dropdown(choices=[base, *models], **nothing)]
 
     return now
 
 
 def wire_aliases(services: AdapterServices, form: Aliases) -> None:
-    chat, now = services.lifecycle.chat, aliases_now(services, form)
+    chat, now = services.lifecycle.chat, aliases_now(services)
 
     async def meet(request: gr.Request, name: str | None) -> list[Update]:
         """[targets, *shares, *sure]: those of an alias that was chosen; a new name leaves what stands there."""
@@ -128,7 +132,7 @@ def wire_aliases(services: AdapterServices, form: Aliases) -> None:
             alias = Alias(name=(name or "").strip(), targets=shared)
             await asyncio.to_thread(chat.aliases.put, alias, chat.registry)
         gr.Info(say(language, "did_alias", name=alias.name))
-        return await now(language)
+        return await now(request)
 
     def ask(request: gr.Request, name: str | None) -> list[Update]:
         _require(bool(name), "no_alias", language_of(request))
@@ -140,9 +144,7 @@ def wire_aliases(services: AdapterServices, form: Aliases) -> None:
         with shown_errors(language):
             await asyncio.to_thread(chat.aliases.delete, name or "")
         gr.Info(say(language, "did_alias_delete", name=name))
-        listed, names, targets = await now(language)
-        names, targets = gr.Dropdown(choices=names.choices, value=None), gr.Dropdown(choices=targets.choices, value=[])
-        return [listed, names, targets, [], *_sliders([], []), *_asking(False)]
+        return [*await now(request, cleared=True), [], *_sliders([], []), *_asking(False)]
 
     form.name.change(meet, form.name, [form.targets, *form.shares, *form.sure], **QUIET)
     form.targets.input(retarget, [form.targets, *form.shares], form.shares, queue=False, **QUIET)

@@ -6,7 +6,6 @@ from functools import partial
 import gradio as gr
 
 from adapters.ui.tab import Tab
-from adapters.ui.words import language_of
 from serving.ui.adapters.actions import Actions, lay_out_actions, wire_actions
 from serving.ui.adapters.aliases import Aliases, aliases_now, lay_out_aliases, wire_aliases
 from serving.ui.adapters.browse import Browsing, ListWidgets, lay_out_list
@@ -17,6 +16,7 @@ from serving.ui.adapters.words import ADAPTERS
 from serving.ui.resting import rest_while_elsewhere, tab_here
 
 LIVE_S = 3.0
+_AT_ONCE = QUIET | {"queue": False}  # looking is quick: one request, no stream
 
 
 def adapters_tab(services: AdapterServices) -> Tab:
@@ -54,7 +54,7 @@ def _wire_arrival(
     timer: gr.Timer,
 ) -> None:
     one = actions.one
-    aliases_shown = aliases_now(browsing.services, aliases)
+    aliases_shown = aliases_now(browsing.services)
     outputs = [listed.chosen, *listed.drawn, *one.drawn, *one.met, changes, timer, *aliases.drawn]
 
     async def open_tab(request: gr.Request, text: str, where: str, at: float, chosen: str) -> list[Update]:
@@ -66,7 +66,7 @@ def _wire_arrival(
             *await browsing.one(request, name),
             gr.Row(visible=admin),
             gr.Timer(active=True),
-            *(await aliases_shown(language_of(request)) if admin else [gr.skip()] * len(aliases.drawn)),
+            *await aliases_shown(request),
         ]
 
     async def arrive(request: gr.Request, text: str, where: str, at: float, chosen: str) -> list[Update]:
@@ -74,8 +74,8 @@ def _wire_arrival(
             return [gr.skip()] * len(outputs)
         return await open_tab(request, text, where, at, chosen)
 
-    page.load(arrive, listed.inputs, outputs, **QUIET)
-    tab.select(open_tab, listed.inputs, outputs, **QUIET)
+    page.load(arrive, listed.inputs, outputs, **_AT_ONCE)
+    tab.select(open_tab, listed.inputs, outputs, **_AT_ONCE)
 
 
 def _wire_looking(browsing: Browsing, listed: ListWidgets, actions: Actions, timer: gr.Timer) -> None:
@@ -105,13 +105,13 @@ def _wire_looking(browsing: Browsing, listed: ListWidgets, actions: Actions, tim
         found = await browsing.listing(request, text, where, at, chosen)
         return [*found, *await browsing.redraw(request, chosen, number)]
 
-    listed.rows.select(choose, listed.inputs[:3], [listed.chosen, *listed.drawn, *one.drawn, *one.met], **QUIET)
-    listed.previous.click(back, listed.inputs, listed.drawn, **QUIET)
-    listed.next.click(forward, listed.inputs, listed.drawn, **QUIET)
+    listed.rows.select(choose, listed.inputs[:3], [listed.chosen, *listed.drawn, *one.drawn, *one.met], **_AT_ONCE)
+    listed.previous.click(back, listed.inputs, listed.drawn, **_AT_ONCE)
+    listed.next.click(forward, listed.inputs, listed.drawn, **_AT_ONCE)
     changed = [listed.search.input, listed.where.input]
-    gr.on(changed, search, listed.inputs, listed.drawn, trigger_mode="always_last", **QUIET)
-    one.version.input(browsing.one, [listed.chosen, one.version], [*one.drawn, *one.met], **QUIET)
-    timer.tick(refresh, [*listed.inputs, one.version], [*listed.drawn, *one.drawn], **QUIET)
+    gr.on(changed, search, listed.inputs, listed.drawn, trigger_mode="always_last", **_AT_ONCE)
+    one.version.input(browsing.one, [listed.chosen, one.version], [*one.drawn, *one.met], **_AT_ONCE)
+    timer.tick(refresh, [*listed.inputs, one.version], [*listed.drawn, *one.drawn], **_AT_ONCE)
 
 
 def _wire_changes(
@@ -124,14 +124,14 @@ def _wire_changes(
 ) -> None:
     one = actions.one
     outputs = [listed.chosen, *listed.drawn, *one.drawn, *one.met, *aliases.drawn]
-    aliases_shown = aliases_now(services, aliases)
+    aliases_shown = aliases_now(services)
 
     async def look_again(
         request: gr.Request, text: str, where: str, at: float, chosen: str, number: int | None
     ) -> list[Update]:
         found = await browsing.listing(request, text, where, at, chosen)
         drawn = await browsing.one(request, chosen, number)
-        return [chosen, *found, *drawn, *await aliases_shown(language_of(request))]
+        return [chosen, *found, *drawn, *await aliases_shown(request)]
 
     async def meet_new(request: gr.Request, name: str) -> list[Update]:
         """[search, state, *outputs]: the one that was just published."""
