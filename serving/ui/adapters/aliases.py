@@ -88,9 +88,11 @@ def aliases_now(services: AdapterServices) -> Callable[..., Awaitable[list[Updat
         language = language_of(request)
         found, models = await asyncio.to_thread(read)
         base = (say(language, "base_choice", name=chat.base.name), chat.base.name)
-        nobody, nothing = ({"value": None}, {"value": []}) if cleared else ({}, {})
-        names = gr.Dropdown(choices=[alias.name for alias in found], **nobody)
-        return [_table(found, language), names, gr.Dropdown(choices=[base, *models], **nothing)]
+        names: dict[str, Any] = {"choices": [alias.name for alias in found]}
+        targets: dict[str, Any] = {"choices": [base, *models]}
+        if cleared:
+            names["value"], targets["value"] = None, []
+        return [_table(found, language), gr.Dropdown(**names), gr.Dropdown(**targets)]
 
     return now
 
