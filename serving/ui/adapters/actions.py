@@ -80,7 +80,7 @@ def wire_actions(services: AdapterServices, actions: Actions, chosen: gr.Textbox
     def act(do: Callable[[str, Language], Awaitable[str]]) -> Callable[..., Awaitable[None]]:
         async def acted(request: gr.Request, name: str, number: int) -> None:
             language = await services.admins_language(request)
-            with shown_errors(language):
+            with shown_errors():
                 gr.Info(await do(f"{name}@{number}", language))
 
         return acted
@@ -96,7 +96,7 @@ def wire_actions(services: AdapterServices, actions: Actions, chosen: gr.Textbox
 
     async def export(request: gr.Request, name: str, number: int) -> Update:
         language = await services.admins_language(request)
-        with shown_errors(language):
+        with shown_errors():
             version = await asyncio.to_thread(lifecycle.version, name, number)
             place = Path(get_upload_folder()) / "adapters" / uuid.uuid4().hex  # from where pages may download
             await asyncio.to_thread(place.mkdir, parents=True)
@@ -110,10 +110,9 @@ def wire_actions(services: AdapterServices, actions: Actions, chosen: gr.Textbox
         if typed.strip() not in (name, version):
             raise gr.Error(
                 say(language, "confirm_wrong", version=version, name=name),
-                title=say(language, "error"),
                 print_exception=False,
             )
-        with shown_errors(language):
+        with shown_errors():
             gone, freed = await lifecycle.remove(typed.strip(), force=force)
         gr.Info(say(language, "did_delete", versions=", ".join(map(str, gone)), size=size(freed)))
 

@@ -130,7 +130,7 @@ def wire_aliases(services: AdapterServices, form: Aliases) -> None:
         _require(bool(name and name.strip()), "no_alias", language)
         _require(bool(targets), "no_targets", language)
         shared = [AliasTarget(model=model, weight=share) for model, share in zip(targets, values, strict=False)]
-        with shown_errors(language):
+        with shown_errors():
             alias = Alias(name=(name or "").strip(), targets=shared)
             await asyncio.to_thread(chat.aliases.put, alias, chat.registry)
         gr.Info(say(language, "did_alias", name=alias.name))
@@ -143,7 +143,7 @@ def wire_aliases(services: AdapterServices, form: Aliases) -> None:
     async def delete(request: gr.Request, name: str | None) -> list[Update]:
         """[*drawn, *shares, *sure]"""
         language = await services.admins_language(request)
-        with shown_errors(language):
+        with shown_errors():
             await asyncio.to_thread(chat.aliases.delete, name or "")
         gr.Info(say(language, "did_alias_delete", name=name))
         return [*await now(request, cleared=True), [], *_sliders([], []), *_asking(False)]
@@ -173,7 +173,7 @@ def _asking(sure: bool) -> list[Update]:
 
 def _require(there: bool, line: str, language: Language) -> None:
     if not there:
-        raise gr.Error(say(language, line), title=say(language, "error"), print_exception=False)
+        raise gr.Error(say(language, line), print_exception=False)
 
 
 def _table(aliases: Sequence[Alias], language: Language) -> str:

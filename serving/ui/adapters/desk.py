@@ -36,15 +36,15 @@ class AdapterServices:
         """The language to answer in; an error on the page for who is no admin, as the API refuses them."""
         language = language_of(request)
         if not await self.is_admin(request):
-            raise gr.Error(say(language, "no_admin"), title=say(language, "error"), print_exception=False)
+            raise gr.Error(say(language, "no_admin"), print_exception=False)
         return language
 
 
 @contextmanager
-def shown_errors(language: Language) -> Iterator[None]:
-    """What services refuse inside stands on the page until it is closed, under the name of the input."""
+def shown_errors() -> Iterator[None]:
+    """What services refuse inside stands on the page until it is closed, after the name of the input."""
     try:
         yield
     except BianlianError as error:
-        title = error.param or say(language, "error")
-        raise gr.Error(error.message, duration=None, title=title, print_exception=False) from error
+        said = f"{error.param}: {error.message}" if error.param else error.message
+        raise gr.Error(said, duration=None, print_exception=False) from error

@@ -46,11 +46,11 @@ def wire_upload(services: AdapterServices, form: Upload) -> gr.events.Dependency
         """[done, files, name, notes]"""
         language = await services.admins_language(request)
         if not files:
-            raise gr.Error(say(language, "no_files"), title=say(language, "error"), print_exception=False)
+            raise gr.Error(say(language, "no_files"), print_exception=False)
         sent = [(Path(file).name, Path(file)) for file in files]
         limit = services.settings.max_upload_bytes
         total = sum(path.stat().st_size for _, path in sent)
-        with shown_errors(language), services.files.workspace() as workspace:
+        with shown_errors(), services.files.workspace() as workspace:
             if total > limit:
                 raise Invalid(say(language, "too_large", size=size(total), limit=size(limit)), param="file")
             source = workspace / "adapter"

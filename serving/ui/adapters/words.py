@@ -58,7 +58,6 @@ LABELS: dict[str, Both] = {
 
 LINES: dict[str, Both] = {
     "no_admin": ("这需要管理员密钥", "this needs an admin key"),
-    "error": ("没有成功", "This did not work"),
     "summary": (
         "{total} 个适配器 · 内存 {host}（{host_bytes} / {host_budget}） · 设备 {active} / {slots} 个槽 · "
         "{leases} 个请求在用",
