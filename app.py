@@ -168,6 +168,7 @@ def build_app(services: Services) -> FastAPI:
     from serving.lifecycle import AdapterLifecycle
     from serving.metrics import Metrics
     from serving.probe import Prober
+    from serving.recent import Recent
     from serving.response_store import ResponseStore
     from serving.usage import UsageBook
     from serving.votes import VoteStore
@@ -191,6 +192,7 @@ def build_app(services: Services) -> FastAPI:
     usage, votes = UsageBook(database, chat.usage), VoteStore(database)
     conversations = Conversations(chat, History(database))
     lifecycle, files, prober = AdapterLifecycle(chat), FileStore(settings.uploads), Prober(chat)
+    recent = Recent(chat, lambda: metrics.http.refused)
     bases = bases_for(services.base.name, settings.base)
     tuning = FineTuning(queue, files, bases, partial(services.registry.require_free, param="suffix"))
 
@@ -214,6 +216,7 @@ def build_app(services: Services) -> FastAPI:
                 await asyncio.sleep(WATCH_POLL_S)
 
         tasks = [asyncio.create_task(watch_store()), asyncio.create_task(usage.keep_writing())]
+        tasks.append(asyncio.create_task(recent.watch()))
         if settings.max_running_jobs:
             tasks.append(asyncio.create_task(supervisor.watch()))
         tasks.append(asyncio.create_task(prober.watch()))
@@ -297,6 +300,9 @@ def build_app(services: Services) -> FastAPI:
             usage=usage,
             conversations=conversations,
             files=files,
+            lifecycle=lifecycle,
+            recent=recent,
+            http=metrics.http,
         )
         tabs = studio_tabs(studio, training_tab(training_face))
         app = mount_page(app, tabs, sessions)

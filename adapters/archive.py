@@ -9,7 +9,7 @@ import struct
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,6 +74,30 @@ def unpack_adapter(archive: Path, target: Path, *, limit: int) -> Contents:
     raise Invalid(
         "the file is no zip, tar or tar.gz archive; send one, or the adapter's files as they are", param="file"
     )
+
+
+def gather_adapter(
+    files: Sequence[tuple[str, Path]], target: Path, *, limit: int, place: Callable[[Path, Path], object]
+) -> list[str]:
+    """Bring the adapter that came as `files` (name as sent, where it lies), loose or as one archive, into the directory
+    `target`, which exists; loose files by `place` (from, to). Returns the names of what else came. Raises Invalid; the
+    directory may then hold part of the adapter. Blocks."""
+    if len(files) == 1 and not files[0][0].lower().endswith((*PICKLES, ".json", ".safetensors")):
+        return unpack_adapter(files[0][1], target, limit=limit).left_out
+    contents = choose_files(name for name, _ in files)
+    for name, path in files:
+        if name in contents.chosen:
+            place(path, target / contents.chosen[name])
+    return contents.left_out
+
+
+def pack_adapter(directory: Path, archive: Path, folder: str) -> None:
+    """Write an adapter's files as the zip file `archive`, in one folder that plain PEFT loads. As they are: weights do
+    not get smaller. Blocks."""
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_STORED) as packed:
+        for name in ADAPTER_FILES:
+            if (directory / name).is_file():
+                packed.write(directory / name, f"{folder}/{name}")
 
 
 def _unpack_zip(archive: Path, target: Path, limit: int) -> Contents:

@@ -5,7 +5,9 @@ import asyncio
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
+from adapters.archive import pack_adapter
 from adapters.errors import BianlianError, Conflict, Forbidden, Invalid, NotFound, naming, nearest
 from adapters.manifest import (
     ADAPTER_FILES,
@@ -14,12 +16,14 @@ from adapters.manifest import (
     read_manifest,
     split_reference,
 )
-from adapters.peft_config import read_config
+from adapters.peft_config import AdapterConfig, read_config
 from adapters.snapshots import is_snapshot_id
 from serving.chat import ChatService
 from serving.engine.bank import BankFigures
 from serving.engine.effect import Effect
 from serving.own_thread import on_own_thread
+
+Where = Literal["active", "warm", "cold", "pinned", "trouble"]
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,8 @@ class VersionInfo:
     digest: str
     created: int  # seconds since 1970
     rank: int | None
+    alpha: float | None
+    targets: list[str]  # the base's layers it changes, as its configuration names them
     bytes: int
     notes: str
     current: bool
@@ -61,6 +67,14 @@ class Published:
     effect: Effect | None
 
 
+@dataclass(frozen=True)
+class Found:
+    """Some of the adapters that were looked for, and how many there are."""
+
+    total: int
+    adapters: list[AdapterInfo]
+
+
 class AdapterLifecycle:
     def __init__(self, chat: ChatService):
         self.chat = chat
@@ -74,6 +88,10 @@ class AdapterLifecycle:
     def figures(self) -> BankFigures:
         return self._bank.figures()
 
+    @property
+    def num_slots(self) -> int:
+        return self._bank.num_slots
+
     def all(self) -> list[AdapterInfo]:
         """Every adapter in the store or attached, by name. Reads the disk."""
         return [self._info(name) for name in self.registry.known_names()]
@@ -85,6 +103,48 @@ class AdapterLifecycle:
             shown = name.encode("ascii", "backslashreplace").decode()[:80]
             raise NotFound(f"adapter '{shown}' does not exist{nearest(name, known)}", param="name")
         return self._info(name)
+
+    def find(
+        self, text: str = "", *, where: Where | None = None, offset: int = 0, limit: int = 20, offered: bool = False
+    ) -> Found:
+        """Adapters by name whose name, title or digest has `text`, in the state `where`; of these, `limit` from
+        `offset` on. `offered` leaves out those that cannot be asked here. Reads the disk: little of each, and all of
+        those it returns."""
+        wanted = text.strip().casefold()
+        names = [name for name in self.registry.known_names() if self._matches(name, wanted, where, offered)]
+        return Found(len(names), [self._info(name) for name in names[offset : offset + limit]])
+
+    def _matches(self, name: str, text: str, where: Where | None, offered: bool) -> bool:
+        current = self.registry.current(name)
+        if current is None:
+            return not offered and text in name.casefold() and where in (None, "trouble")
+        title = current.manifest.card.title if current.manifest else ""
+        if text not in name.casefold() and text not in title.casefold() and not current.digest.startswith(text):
+            return False
+        if where == "pinned":
+            return self._bank.is_pinned(current.digest)
+        if where == "trouble":
+            effect = self.chat.effects.get(current.digest)
+            return effect is not None and effect.warning is not None
+        return where is None or self._bank.status(current.digest) == where
+
+    def version(self, name: str, number: int) -> AdapterVersion:
+        """One version, in the store or attached, whether it can be served here or not. NotFound without it."""
+        current = self.registry.current(name)
+        if current and current.number == number:
+            return current
+        with naming("name"):
+            return self.store.version(name, number)
+
+    async def measure(self, reference: str) -> Effect | None:
+        """What a version changes, which is brought into memory for that. None when running requests need every slot."""
+        return await self.chat.effects.measure(await self.warm(reference))
+
+    def pack(self, version: AdapterVersion, directory: Path) -> Path:
+        """Write the version into `directory` as a zip file that plain PEFT unpacks and `publish` takes. Blocks."""
+        archive = directory / f"{version}.zip"
+        pack_adapter(version.directory, archive, version.name)
+        return archive
 
     async def publish(self, source: Path, name: str, *, notes: str = "", param: str = "file") -> Published:
         """Make the PEFT directory the next version of `name`, checked against the base, and bring it into memory.
@@ -201,10 +261,10 @@ class AdapterLifecycle:
 
     def _version(self, version: AdapterVersion, current: AdapterVersion | None) -> VersionInfo:
         problem = None
-        rank: int | None = None
+        config: AdapterConfig | None = None
         try:
             self.registry.require_fit(version)
-            rank = read_config(version.directory).r
+            config = read_config(version.directory)
         except BianlianError as error:
             problem = error.message.replace(str(version.directory), str(version))
         files = [path for name in ADAPTER_FILES if (path := version.directory / name).is_file()]
@@ -217,7 +277,9 @@ class AdapterLifecycle:
             number=version.number,
             digest=version.digest,
             created=int(created),
-            rank=rank,
+            rank=config.r if config else None,
+            alpha=config.lora_alpha if config else None,
+            targets=_targets(config) if config else [],
             bytes=sum(file.stat().st_size for file in files),
             notes=version.notes,
             current=version == current,
@@ -228,6 +290,11 @@ class AdapterLifecycle:
             effect=self.chat.effects.get(version.digest),
             problem=problem,
         )
+
+
+def _targets(config: AdapterConfig) -> list[str]:
+    named = config.target_modules or []
+    return [named] if isinstance(named, str) else sorted(named)
 
 
 def require_under(directory: Path, roots: list[Path], *, param: str) -> Path:

@@ -4,8 +4,9 @@ from counts that are kept anyway: between two scrapes this file costs nothing bu
 import asyncio
 import platform
 import threading
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from importlib.metadata import version
 
 import torch
@@ -18,15 +19,36 @@ from serving.engine.histogram import Histogram
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 REFUSED = 429
+MAX_FAILED = 50
+
+
+@dataclass(frozen=True)
+class FailedRequest:
+    """A request that got an error instead of an answer, or an answer that broke off."""
+
+    id: str  # as in x-request-id and in the log
+    at: float  # seconds since 1970
+    method: str
+    endpoint: str
+    status: int  # 200 when the answer had begun
+    reason: str  # the error body's code
+    key: str  # name of who asked; "" without keys
+    model: str  # "" when no answer was begun
 
 
 class HttpFigures:
     """Requests by (endpoint, method, status, reason): the code of the error body, "" without one. Endpoints are our
-    own routes, so there is a bounded number of each."""
+    own routes, so there is a bounded number of each. Of the last ones that failed, which."""
 
     def __init__(self) -> None:
         self.requests = Counter[tuple[str, str, int, str]]()
         self.in_progress = 0
+        self.failed: deque[FailedRequest] = deque(maxlen=MAX_FAILED)
+
+    @property
+    def refused(self) -> int:
+        """Requests answered with 429."""
+        return sum(number for (_, _, status, _), number in dict(self.requests).items() if status == REFUSED)
 
 
 class Metrics:

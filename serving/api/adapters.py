@@ -2,6 +2,7 @@
 
 import asyncio
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,12 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 
-from adapters.archive import PICKLES, choose_files, unpack_adapter
+from adapters.archive import gather_adapter, unpack_adapter
 from adapters.manifest import AdapterVersion
 from adapters.settings import Settings
 from serving.api.adapter_schemas import PublishRequest, RollbackRequest
 from serving.api.auth import Keys
-from serving.api.uploads import Form, receive_form
+from serving.api.uploads import receive_form
 from serving.files import FileStore
 from serving.lifecycle import AdapterInfo, AdapterLifecycle, Published, VersionInfo, require_under
 
@@ -53,7 +54,11 @@ def adapters_router(lifecycle: AdapterLifecycle, files: FileStore, settings: Set
                 form = await receive_form(request, workspace)
                 form.require_only({"name", "notes"}, {"file", "files", "files[]"})
                 name, notes = form.text("name"), form.text("notes", "")
-                source, left_out = await asyncio.to_thread(_adapter_in, form, workspace, settings.max_upload_bytes)
+                source = workspace / "adapter"
+                source.mkdir()
+                sent = [(file.filename, file.path) for file in form.files]
+                gather = partial(gather_adapter, limit=settings.max_upload_bytes, place=Path.rename)
+                left_out = await asyncio.to_thread(gather, sent, source)
                 param = "file"
             else:
                 body = await _json_body(request)
@@ -101,19 +106,6 @@ def adapters_router(lifecycle: AdapterLifecycle, files: FileStore, settings: Set
         return next(_version_card(one) for one in info.versions if one.id == str(version))
 
     return router
-
-
-def _adapter_in(form: Form, workspace: Path, limit: int) -> tuple[Path, list[str]]:
-    """The directory with the adapter that came in a form, and the names of what else did."""
-    target = workspace / "adapter"
-    target.mkdir()
-    if len(form.files) == 1 and not form.files[0].filename.lower().endswith((*PICKLES, ".json", ".safetensors")):
-        return target, unpack_adapter(form.files[0].path, target, limit=limit).left_out
-    contents = choose_files(file.filename for file in form.files)
-    for file in form.files:
-        if file.filename in contents.chosen:
-            file.path.rename(target / contents.chosen[file.filename])
-    return target, contents.left_out
 
 
 async def _json_body(request: Request) -> PublishRequest:

@@ -12,7 +12,8 @@ from fastapi.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.api.errors import failure_event
-from serving.metrics import HttpFigures
+from serving.engine.sequence import FinishReason
+from serving.metrics import FailedRequest, HttpFigures
 from serving.request_record import RequestRecord, current_record
 
 log = logging.getLogger(__name__)
@@ -77,15 +78,31 @@ class RequestLog:
         self.http.requests[endpoint, method, status, reason] += 1
         if endpoint == _OTHER:
             return
+        key = getattr(state.get("caller"), "key", None)
         fields = {
             "method": method,
             "endpoint": endpoint,
             "status": status,
             "duration_s": round(duration_s, 4),
             "error": reason or None,
-            "key": getattr(state.get("caller"), "key", None) or None,
+            "key": key or None,
         }
-        log.info("request", extra={"fields": fields | _answered(record)})
+        answered = _answered(record)
+        log.info("request", extra={"fields": fields | answered})
+        broke_off = FinishReason.ERROR in str(answered.get("finish_reason", "")).split("+")
+        if broke_off or (status >= 400 and status != GONE):
+            self.http.failed.append(
+                FailedRequest(
+                    record.id,
+                    time.time(),
+                    method,
+                    endpoint,
+                    status,
+                    reason or ("answer_failed" if broke_off else ""),
+                    key or "",
+                    answered.get("model", ""),
+                )
+            )
 
 
 def _answered(record: RequestRecord) -> dict[str, Any]:

@@ -14,7 +14,12 @@ from serving.conversations import Conversations
 from serving.database.database import Database
 from serving.files import FileStore
 from serving.keys import KeyStore
+from serving.lifecycle import AdapterLifecycle
+from serving.metrics import HttpFigures
+from serving.recent import Recent
 from serving.system_prompts import SystemPrompts
+from serving.ui.adapters.desk import AdapterServices
+from serving.ui.adapters.tab import adapters_tab
 from serving.ui.chat.drawing import ChatServices
 from serving.ui.chat.style import CSS as CHAT_CSS
 from serving.ui.chat.tab import chat_tab
@@ -25,6 +30,7 @@ from serving.ui.compare.words import WORDS as COMPARE
 from serving.ui.home.css import CSS as HOME_CSS
 from serving.ui.home.tab import home_tab
 from serving.ui.home.words import HOME
+from serving.ui.monitor.tab import monitor_tab
 from serving.ui.settings.css import CSS as SETTINGS_CSS
 from serving.ui.settings.tab import SettingsServices, settings_tab
 from serving.ui.settings.words import SETTINGS
@@ -44,6 +50,9 @@ class Studio:
     usage: UsageBook
     conversations: Conversations
     files: FileStore
+    lifecycle: AdapterLifecycle
+    recent: Recent
+    http: HttpFigures
 
 
 def studio_tabs(studio: Studio, training: Tab) -> list[Tab]:
@@ -56,6 +65,8 @@ def studio_tabs(studio: Studio, training: Tab) -> list[Tab]:
         Tab("chat", CHAT, lambda page: chat_tab(talk, page), CHAT_CSS),
         Tab("compare", COMPARE, lambda page: compare_tab(comparisons, studio.viewer_of, page), COMPARE_CSS),
         training,
+        adapters_tab(AdapterServices(studio.settings, studio.lifecycle, studio.files, studio.viewer_of)),
+        monitor_tab(studio.recent, studio.http, studio.viewer_of),
         settings_of(studio),
     ]
 
