@@ -1,5 +1,6 @@
 """Votes on comparisons: what was compared, who found which lane better, and what that says of the models."""
 
+import hashlib
 import json
 import re
 import time
@@ -12,12 +13,14 @@ from sqlalchemy import delete, insert, select
 
 from adapters.errors import Invalid, NotFound
 from serving.arena import Arena, Outcome, rank
+from serving.compare import Comparison, Lane
 from serving.database.database import Database
-from serving.database.tables import comparisons, votes
+from serving.database.tables import arena_battles, comparisons, votes
 
 Tie = Literal["tie", "both_bad"]
 TIES: tuple[Tie, ...] = get_args(Tie)
 UNVOTED_KEPT_S = 30 * 86_400
+NO_SET = ""  # stands for questions of the arena that are of no set
 _ID = re.compile("cmp-[0-9a-f]{32}")
 
 Choice = int | Tie
@@ -85,15 +88,36 @@ class VoteStore:
         winner = lanes[chosen].adapter if isinstance(chosen, int) else None
         return Vote(comparison_id, chosen, winner, changed=before is not None and before != str(chosen))
 
-    def arena(self) -> Arena:
-        """Every contestant's score, from all votes."""
+    def arena(self, question_set: str | None = None) -> Arena:
+        """Every contestant's score, from all votes or those on one question set."""
+        return rank(self.outcomes(question_set))
+
+    def outcomes(self, question_set: str | None = None) -> Counter[Outcome]:
+        """How often each outcome was voted: in all, on the questions of a set, or on those of none (NO_SET)."""
         statement = select(comparisons.c.lanes, votes.c.choice).join(votes)
+        if question_set is not None:
+            asked = arena_battles.c.question_set
+            statement = statement.join(arena_battles).where(asked == question_set if question_set else asked.is_(None))
         outcomes: Counter[Outcome] = Counter()
         with self.database.reading() as connection:
             for text, choice in connection.execute(statement):
                 lanes = [VotedLane(**lane) for lane in json.loads(text)]
                 outcomes[Outcome(contestants(lanes), None if choice in TIES else int(choice))] += 1
-        return rank(outcomes)
+        return outcomes
+
+
+def voted_lanes(lanes: Sequence[Lane], running: Comparison) -> list[VotedLane]:
+    """What to remember of lanes that are being answered."""
+    return [
+        VotedLane(
+            lane.model,
+            progress.answer.adapter,
+            progress.answer.digest,
+            lane.scale,
+            None if lane.system is None else hashlib.sha256(lane.system.encode()).hexdigest()[:8],
+        )
+        for lane, progress in zip(lanes, running.lanes, strict=True)
+    ]
 
 
 def contestants(lanes: Sequence[VotedLane]) -> tuple[str, ...]:

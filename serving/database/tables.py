@@ -72,3 +72,26 @@ votes = Table(
     Column("created_at", BigInteger, nullable=False),
     Column("changed_at", BigInteger),
 )
+
+# What a comparison in the arena was about; who answered is in `comparisons`, who won in `votes`.
+arena_battles = Table(
+    "arena_battles",
+    metadata,
+    Column("comparison_id", String(64), ForeignKey("comparisons.id", ondelete="CASCADE"), primary_key=True),
+    Column("key", String(64), nullable=False),  # who asked
+    Column("question_set", String(64)),  # NULL: a question of one's own
+    Column("question_number", Integer),  # its place in the set, from 0
+    Column("content", Text, nullable=False),  # JSON: serving.battle_store.Battle
+    Column("created_at", BigInteger, nullable=False),
+)
+Index("ix_arena_battles_question_set_key", arena_battles.c.question_set, arena_battles.c.key)
+
+question_sets = Table(
+    "question_sets",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("key", String(64), nullable=False, index=True),  # whose it is; "" where no key is wanted
+    Column("title", Text, nullable=False),
+    Column("questions", Text, nullable=False),  # JSON: a list of texts
+    Column("created_at", BigInteger, nullable=False),
+)
