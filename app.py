@@ -270,7 +270,7 @@ def build_app(services: Services) -> FastAPI:
         from serving.ui.studio import Studio, studio_tabs
 
         sessions = Sessions(keys)
-        tabs = studio_tabs(Studio(settings, chat, sessions.viewer))
+        tabs = studio_tabs(Studio(settings, chat, sessions.viewer, votes, files))
         app = mount_page(app, tabs, sessions)
     app.add_middleware(RequestLog, http=metrics.http, endpoints=endpoints)  # last, which is outermost
     return app

@@ -45,8 +45,8 @@ class BattleSampling(BaseModel):
 
 
 class BattleSide(BaseModel):
-    """One side, as it was answered. Times are in seconds since the battle began. Without a `finish_reason` the answer is
-    still running, or the server stopped in its middle."""
+    """One side, as it was answered. Times are in seconds since the battle began. Without a `finish_reason` its answer
+    is still running, or the server stopped in its middle."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

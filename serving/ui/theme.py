@@ -3,6 +3,8 @@ CSS and script that Gradio's own widgets need to be readable on a projector and 
 
 import gradio as gr
 
+from serving.ui.arena.style import CSS as ARENA_CSS
+
 _FONTS = ["system-ui", "-apple-system", "Segoe UI", "PingFang SC", "Microsoft YaHei", "Noto Sans CJK SC", "sans-serif"]
 
 # The vermilion of the opera's face paint.
@@ -83,6 +85,7 @@ CSS = """
 .prose.chatbot { opacity: 1 !important; }
 .token { color: inherit !important; }
 """
+CSS += ARENA_CSS
 
 # Runs before anything else on the page: Gradio reads the language once, and knows zh-CN but neither zh nor zh-SG.
 LANGUAGE_SCRIPT = """<script>(() => {
