@@ -1,6 +1,6 @@
 """The Arena tab: lays the widgets out and says which event runs which handler."""
 
-from functools import partial
+from collections.abc import Awaitable, Callable
 
 import gradio as gr
 
@@ -8,7 +8,7 @@ from serving.ui.arena.choosing import Choosing
 from serving.ui.arena.layout import ArenaWidgets, lay_out
 from serving.ui.arena.scoring import Scoring
 from serving.ui.arena.scripts import ADDRESS, DOWNLOAD, FOCUS_NEXT, KEYS, STOP_TYPING
-from serving.ui.arena.services import ArenaServices
+from serving.ui.arena.services import ArenaServices, Update
 from serving.ui.arena.taking import Taking
 from serving.ui.arena.voting import Voting
 
@@ -41,7 +41,7 @@ def _wire_battles(widgets: ArenaWidgets, voting: Voting, page: gr.Blocks) -> Non
     asking.stop.click(voting.stop, asking.battle, None, queue=False, **_QUIET)
     for name, button in stage.votes.items():
         voted = button.click(
-            partial(_vote, voting, name),
+            _voter(voting, name),
             [asking.battle, widgets.board.filter],
             [*out, *widgets.on_board],
             trigger_mode="once",
@@ -52,8 +52,13 @@ def _wire_battles(widgets: ArenaWidgets, voting: Voting, page: gr.Blocks) -> Non
     page.load(None, None, None, js=KEYS, queue=False, **_QUIET)
 
 
-async def _vote(voting: Voting, button: str, request: gr.Request, battle_id: str, board: str | None) -> object:
-    return await voting.vote(request, button, battle_id, board)
+def _voter(voting: Voting, button: str) -> Callable[[gr.Request, str, str | None], Awaitable[Update]]:
+    """What a vote button does. Gradio finds the request by its annotation, which a `partial` would hide."""
+
+    async def vote(request: gr.Request, battle_id: str, board: str | None) -> Update:
+        return await voting.vote(request, button, battle_id, board)
+
+    return vote
 
 
 def _wire_choices(widgets: ArenaWidgets, choosing: Choosing, page: gr.Blocks) -> None:

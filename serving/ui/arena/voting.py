@@ -87,7 +87,7 @@ class Voting:
         if live and (live.key == viewer.key or viewer.admin):
             live.stop()
 
-    async def vote(self, request: gr.Request, button: str, battle_id: str, *board: Any) -> Update:
+    async def vote(self, request: gr.Request, button: str, battle_id: str, board: str | None) -> Update:
         """Keep the vote, say who was who, and draw the leaderboard anew."""
         visitor = await self.services.visitor(request)
         viewer = visitor.viewer
@@ -98,7 +98,7 @@ class Voting:
         battle = await self._found(visitor, battle_id)
         if battle is None:
             return self.idle() | self._empty(visitor.language)
-        return await self._ended(visitor, battle) | await self.scoring.drawn(visitor, *board)
+        return await self._ended(visitor, battle) | await self.scoring.drawn(visitor, board)
 
     def idle(self) -> Update:
         asking = self.widgets.asking
