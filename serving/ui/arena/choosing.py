@@ -8,9 +8,9 @@ import gradio as gr
 from adapters.errors import BianlianError, Invalid
 from serving.question_sets import QuestionSet
 from serving.ui.arena.drawing import question_list
-from serving.ui.arena.layout import ALL_VOTES, MAX_FILE, OWN_QUESTIONS, ArenaWidgets
+from serving.ui.arena.layout import ALL_VOTES, EVERY_VOTE, MAX_FILE, ArenaWidgets
 from serving.ui.arena.services import ArenaServices, Update, Visitor
-from serving.ui.arena.words import say, t
+from serving.ui.arena.words import say
 from serving.ui.models import manifest_of
 from serving.ui.texts import questions
 
@@ -102,10 +102,9 @@ class Choosing:
         """The sets to draw from and to filter by, with `chosen` chosen."""
         known = await self.services.all_sets(visitor.viewer)
         offered = [(each.title, each.id) for each in known]
-        every = [(t("all_votes"), ALL_VOTES), (t("own_questions"), OWN_QUESTIONS)]
         return {
             self.widgets.asking.question_set: gr.Dropdown(choices=offered, value=chosen),
-            self.widgets.board.filter: gr.Dropdown(choices=[*every, *offered], value=ALL_VOTES),
+            self.widgets.board.filter: gr.Dropdown(choices=[*EVERY_VOTE, *offered], value=ALL_VOTES),
         } | self._shown(next(each for each in known if each.id == chosen), visitor)
 
     def _shown(self, chosen: QuestionSet | None, visitor: Visitor) -> Update:

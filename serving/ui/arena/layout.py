@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import gradio as gr
 
 from serving.chat import ChatService
+from serving.question_sets import BUNDLED_TITLES
 from serving.ui.arena.words import t
 from serving.ui.sampling import sampling_drawer
 from serving.ui.texts import t as common
@@ -13,6 +14,9 @@ VOTES = {"left": "left", "right": "right", "tie": "tie", "bad": "both_bad"}  # a
 ALL_VOTES = "all"
 OWN_QUESTIONS = "typed"
 MAX_FILE = 1 << 20  # bytes of an uploaded question set
+
+
+EVERY_VOTE = [(t("all_votes"), ALL_VOTES), (t("own_questions"), OWN_QUESTIONS)]
 
 
 @dataclass(frozen=True)
@@ -125,9 +129,9 @@ def _arena(chat: ChatService) -> tuple[Asking, Stage]:
             min_width=300,
             elem_id="arena-pool",
         )
-        with gr.Column(scale=3, min_width=240):
-            question_set = gr.Dropdown([], label=t("question_set"), elem_id="arena-set")
-            draw = gr.Button(t("draw"), elem_id="arena-draw")
+        question_set = gr.Dropdown(
+            _bundled(), label=t("question_set"), info=t("set_info"), scale=3, min_width=240, elem_id="arena-set"
+        )
     with gr.Row(equal_height=True):
         question = gr.Textbox(
             show_label=False,
@@ -144,6 +148,7 @@ def _arena(chat: ChatService) -> tuple[Asking, Stage]:
         stop = gr.Button(
             common("stop_button"), variant="stop", visible=False, scale=1, min_width=90, elem_id="arena-stop"
         )
+        draw = gr.Button(t("draw"), scale=1, min_width=90, elem_id="arena-draw")
     samples = gr.Dataset(
         components=[gr.Textbox(visible=False)], samples=[], label=common("examples"), elem_id="arena-samples"
     )
@@ -161,7 +166,7 @@ def _stage() -> Stage:
         left, right = (_side(name) for name in ("left", "right"))
     with gr.Row(visible=False, elem_id="arena-votes") as vote_row:
         votes = {name: gr.Button(t(f"vote_{name}"), min_width=150, elem_id=f"arena-vote-{name}") for name in VOTES}
-    reveal = gr.HTML("", elem_id="arena-reveal", padding=False)
+    reveal = gr.HTML("", visible=False, elem_id="arena-reveal", padding=False)
     next_ = gr.Button(t("next"), variant="primary", visible=False, elem_id="arena-next")
     return Stage(state, left, right, votes, vote_row, reveal, next_)
 
@@ -183,11 +188,20 @@ def _side(name: str) -> gr.Chatbot:
 def _board() -> Board:
     with gr.Row(equal_height=True, elem_id="arena-board-head"):
         gr.Markdown(t("board"), elem_id="arena-board-title")
-        filter_ = gr.Dropdown([], label=t("filter"), scale=2, min_width=220, elem_id="arena-filter")
+        filter_ = gr.Dropdown(
+            [*EVERY_VOTE, *_bundled()],
+            value=ALL_VOTES,
+            label=t("filter"),
+            scale=2,
+            min_width=220,
+            elem_id="arena-filter",
+        )
         refresh = gr.Button(t("refresh"), size="sm", scale=0, min_width=90, elem_id="arena-refresh")
     with gr.Row(elem_id="arena-board"):
-        chart = gr.HTML("", elem_id="arena-chart", padding=False, min_width=300, scale=6)
-        matrix = gr.HTML("", elem_id="arena-matrix", padding=False, min_width=300, scale=5)
+        with gr.Column(scale=6, min_width=320):
+            chart = gr.HTML("", elem_id="arena-chart", padding=False)
+        with gr.Column(scale=5, min_width=320):
+            matrix = gr.HTML("", elem_id="arena-matrix", padding=False)
     table = gr.HTML("", elem_id="arena-table", padding=False)
     return Board(filter_, refresh, chart, matrix, table)
 
@@ -222,6 +236,11 @@ def _export() -> Export:
             t("clear_really"), min_width=160, variant="stop", visible=False, elem_id="arena-clear-really"
         )
         keep = gr.Button(t("keep"), min_width=100, visible=False)
-    note = gr.HTML("", elem_id="arena-note", padding=False)
+    note = gr.HTML("", visible=False, elem_id="arena-note", padding=False)
     file = gr.Textbox("", visible="hidden", label=t("file"), elem_id="arena-file")
     return Export(counts, pairs, votes, train, clear, really, keep, note, file)
+
+
+def _bundled() -> list[tuple[str, str]]:
+    """What every visitor may choose; a page adds the visitor's own."""
+    return [(title, set_id) for set_id, title in BUNDLED_TITLES.items()]

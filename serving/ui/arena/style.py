@@ -1,10 +1,12 @@
 """How the Arena tab looks, beyond the widgets' own looks."""
 
 CSS = """
+#arena .html-container { padding: 0 !important; }
 #arena-state .state { display: flex; flex-wrap: wrap; gap: 2px 16px; justify-content: space-between; padding: 2px 4px;
                       min-height: 1.6em; color: var(--body-text-color); }
 #arena-state .of-set { color: var(--body-text-color-subdued); }
 .arena-side { border-top: 4px solid var(--neutral-400) !important; }
+.arena-side .top-panel { display: none; }
 #arena-votes { gap: 10px; }
 #arena-votes button { font-weight: 600; border: 1px solid var(--border-color-primary); }
 #arena-vote-left, #arena-vote-right { border-color: var(--primary-700) !important; }
@@ -62,7 +64,9 @@ CSS = """
 #arena thead th { background: var(--background-fill-secondary); }
 #arena .duels td { text-align: center; line-height: 1.25; min-width: 5.2em; }
 #arena .duels small { display: block; font-size: .78rem; }
-#arena .duels thead td { border: 0; }
+#arena thead tr { border: 0; }
+#arena .duels thead td { border: 0; background: none; }
+#arena .standings th:nth-child(2) { text-align: left; }
 #arena .duels .good { background: color-mix(in srgb, #2f9e5b calc(var(--d) * 40%), transparent); }
 #arena .duels .bad { background: color-mix(in srgb, #d9472f calc(var(--d) * 40%), transparent); }
 #arena .duels .none { color: var(--body-text-color-subdued); }
@@ -74,6 +78,9 @@ CSS = """
 #arena-note p { margin: 0; color: var(--body-text-color); }
 @media (max-width: 640px) {
   .reveal { grid-template-columns: 1fr; }
+  #arena-board-title { flex: 1 1 100%; }
+  #arena-votes button { min-width: 0 !important; flex: 1 1 calc(50% - 10px); font-size: 1rem; padding: 10px 4px; }
+  .forest .axis span:nth-child(even) { display: none; }
   .forest { --names: minmax(4.5em, 6.5em); }
   .forest .row, .forest .axis, .forest .grid { gap: 0 8px; }
 }

@@ -31,18 +31,18 @@ class Taking:
     async def votes(self, request: gr.Request) -> str:
         return await self._file(request, "votes")
 
-    async def train(self, request: gr.Request) -> str:
+    async def train(self, request: gr.Request) -> gr.HTML:
         """Put the pairs among the uploads. Returns the line that leads to the training tab."""
         visitor = await self.services.visitor(request)
         if not visitor.viewer.admin:
             gr.Warning(say(visitor.language, "admin_train"))
-            return ""
+            return gr.HTML("", visible=False)
         try:
             stored = await asyncio.to_thread(to_uploads, await self._cast(visitor.viewer), self.services.files)
         except BianlianError as error:
             gr.Warning(error.message)
-            return ""
-        return uploaded_note(stored.filename, stored.id, visitor.language)
+            return gr.HTML("", visible=False)
+        return gr.HTML(uploaded_note(stored.filename, stored.id, visitor.language), visible=True)
 
     def doubt(self) -> Update:
         """Clear was clicked: ask once more."""

@@ -137,7 +137,7 @@ class Voting:
             asking.draw: gr.Button(interactive=False),
             stage.state: state_line(say(visitor.language, "running"), where=where),
             stage.vote_row: gr.Row(visible=False),
-            stage.reveal: "",
+            stage.reveal: gr.HTML("", visible=False),
             stage.next: gr.Button(visible=False),
         } | self._sides(battle)
         shown, silent = texts(battle), 0
@@ -168,7 +168,7 @@ class Voting:
             | {
                 stage.state: line,
                 stage.vote_row: gr.Row(visible=votable),
-                stage.reveal: reveal(battle, choice, language) if choice else "",
+                stage.reveal: gr.HTML(reveal(battle, choice, language) if choice else "", visible=choice is not None),
                 stage.next: gr.Button(visible=not votable),
             }
         )
@@ -186,7 +186,7 @@ class Voting:
             stage.left: [],
             stage.right: [],
             stage.vote_row: gr.Row(visible=False),
-            stage.reveal: "",
+            stage.reveal: gr.HTML("", visible=False),
             stage.next: gr.Button(visible=False),
         }
 

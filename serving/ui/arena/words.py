@@ -13,7 +13,11 @@ WORDS = Words(
             "Two are drawn for every battle, and so are their sides. Type name@version or name ×0.7 for others",
         ),
         "question_set": ("题库", "Question set"),
-        "draw": ("抽一题", "Draw a question"),
+        "set_info": (
+            "“抽一题”依次出这里的题；题库管理在页面下方",
+            "Draw asks its questions in turn; manage sets further down",
+        ),
+        "draw": ("抽一题", "Draw"),
         "hint": (
             "出一道题，两位蒙面选手同时作答（回车开擂）",
             "Ask, and two masked contestants answer at once (Enter asks)",
@@ -60,7 +64,7 @@ WORDS = Words(
     {
         "welcome": (
             "两位选手已在幕后。出一道题、点一个例子，或从题库抽一题。",
-            "Two contestants are behind the curtain. Ask something, pick an example, or draw a question.",
+            "Two contestants are behind the curtain. Ask something, pick an example, or draw one of the set.",
         ),
         "running": ("正在作答…", "They are answering…"),
         "choose": ("哪边更好？点按钮，或按 1 2 3 4。", "Which is better? Use the buttons, or keys 1 2 3 4."),
@@ -94,7 +98,7 @@ WORDS = Words(
             "Some contestants have not met, not even by way of others: their scores do not compare yet.",
         ),
         "chart": (
-            "分数与 95% 置信区间（Bradley–Terry，平均 1000）· {votes} 票",
+            "分数与 95% 置信区间（Bradley–Terry，平均 1000）· {votes}",
             "Scores with 95 % confidence intervals (Bradley–Terry, mean 1000) · {votes}",
         ),
         "votes": ("{n} 票", "{n} votes"),
