@@ -91,8 +91,8 @@ def test_a_drawn_question_is_voted_on_blind_by_key_and_the_next_one_follows(
     [vote] = store_of(studio).cast(None)
     assert vote.choice == "1" and vote.battle is not None
     names = page.locator(".reveal .card b").all_inner_texts()
-    assert names == [side.adapter for side in vote.battle.sides]  # left is left, and right is right
-    expect(page.locator(".reveal .crowned b")).to_have_text(vote.battle.sides[1].adapter)
+    assert names == [side.label for side in vote.battle.sides]  # left is left, and right is right
+    expect(page.locator(".reveal .crowned b")).to_have_text(vote.battle.sides[1].label)
     for side, name in zip(vote.battle.sides, ("left", "right"), strict=True):
         assert letters(side.text) == letters(said(page, f"arena-{name}"))
     expect(page.locator(".forest .row")).to_have_count(2)

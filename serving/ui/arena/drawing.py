@@ -69,7 +69,7 @@ def uploaded_note(name: str, file_id: str, language: Language) -> str:
 
 
 def _card(name: str, side: BattleSide, crowned: bool, language: Language) -> str:
-    facts = [f"{say(language, 'strength')} {side.scale:g}"] if side.digest else []
+    facts = []
     if side.digest:
         facts.append(f"{say(language, 'digest')} <code>{escape(side.digest[:8])}</code>")
     facts.append(say(language, "tokens", n=side.tokens))
@@ -81,6 +81,6 @@ def _card(name: str, side: BattleSide, crowned: bool, language: Language) -> str
     talk = escape(link_to("chat", model=side.adapter))
     return (
         f'<section class="card{" crowned" if crowned else ""}"><h3><span class="side">{say(language, name)}</span>'
-        f"<b>{escape(side.adapter)}</b>{crown}</h3>"
+        f"<b>{escape(side.label)}</b>{crown}</h3>"
         f'<p>{" · ".join(facts)} · <a href="{talk}">{say(language, "talk")}</a></p></section>'
     )

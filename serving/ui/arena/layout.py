@@ -198,9 +198,9 @@ def _board() -> Board:
         )
         refresh = gr.Button(t("refresh"), size="sm", scale=0, min_width=90, elem_id="arena-refresh")
     with gr.Row(elem_id="arena-board"):
-        with gr.Column(scale=6, min_width=320):
+        with gr.Column(min_width=320):
             chart = gr.HTML("", elem_id="arena-chart", padding=False)
-        with gr.Column(scale=5, min_width=320):
+        with gr.Column(min_width=320):
             matrix = gr.HTML("", elem_id="arena-matrix", padding=False)
     table = gr.HTML("", elem_id="arena-table", padding=False)
     return Board(filter_, refresh, chart, matrix, table)

@@ -56,13 +56,15 @@ CSS = """
                      font-variant-numeric: tabular-nums; color: var(--body-text-color-subdued); }
 .forest .apart { margin: 6px 0 0; font-size: .9rem; color: var(--body-text-color-subdued); }
 #arena .scroll { overflow-x: auto; max-width: 100%; }
-#arena table { border-collapse: collapse; font-variant-numeric: tabular-nums; color: var(--body-text-color); }
+#arena table { border: 0; border-collapse: collapse; font-variant-numeric: tabular-nums;
+               color: var(--body-text-color); }
 #arena .standings { width: 100%; }
 #arena th, #arena td { padding: 6px 10px; border: 1px solid var(--border-color-primary); text-align: right;
                        white-space: nowrap; font-weight: 400; }
 #arena th[scope=row] { text-align: left; font-weight: 600; }
 #arena thead th { background: var(--background-fill-secondary); }
-#arena .duels td { text-align: center; line-height: 1.25; min-width: 5.2em; }
+#arena .duels td, #arena .duels thead th { text-align: center; line-height: 1.25; padding: 5px 6px; }
+#arena .duels td { min-width: 4.4em; } #arena .duels thead th { white-space: normal; max-width: 8em; }
 #arena .duels small { display: block; font-size: .78rem; }
 #arena thead tr { border: 0; }
 #arena .duels thead td { border: 0; background: none; }

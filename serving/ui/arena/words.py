@@ -82,7 +82,6 @@ WORDS = Words(
         "right": ("右边", "Right"),
         "winner": ("胜", "won"),
         "digest": ("摘要", "digest"),
-        "strength": ("强度", "strength"),
         "tokens": ("{n} tokens", "{n} tokens"),
         "speed": ("{rate:.1f} tokens/s", "{rate:.1f} tokens/s"),
         "first": ("首字 {ms:.0f} ms", "first token {ms:.0f} ms"),
