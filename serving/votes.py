@@ -11,7 +11,7 @@ from typing import Literal, get_args
 
 from sqlalchemy import delete, insert, select
 
-from adapters.errors import Invalid, NotFound
+from adapters.errors import Conflict, Invalid, NotFound
 from serving.arena import Arena, Outcome, rank
 from serving.compare import Comparison, Lane
 from serving.database.database import Database
@@ -67,7 +67,8 @@ class VoteStore:
 
     def vote(self, comparison_id: str, voter: str, choice: int | str) -> Vote:
         """Keep what `voter` chose: a lane's number, its model, "tie" or "both_bad". Who votes again changes the vote.
-        NotFound for a comparison that is not known, Invalid for a choice it does not have."""
+        NotFound for a comparison that is not known, Invalid for a choice it does not have. In the arena the vote is
+        blind: a model is no choice there, and who has voted knows the names, so that another vote is a Conflict."""
         now = int(time.time())
         if not _ID.fullmatch(comparison_id):
             raise _unknown()
@@ -76,9 +77,12 @@ class VoteStore:
             if text is None:
                 raise _unknown()
             lanes = [VotedLane(**lane) for lane in json.loads(text)]
-            chosen = _chosen(choice, lanes)
+            blind = connection.scalar(select(arena_battles.c.key).where(arena_battles.c.comparison_id == comparison_id))
+            chosen = _chosen(choice, lanes) if blind is None else _chosen_blind(choice)
             mine = (votes.c.comparison_id == comparison_id) & (votes.c.voter == voter)
             before = connection.scalar(select(votes.c.choice).where(mine))
+            if blind is not None and before not in (None, str(chosen)):
+                raise Conflict("you have voted on this battle, and know the names", param="choice")
             statement = self.database.insert(votes).values(
                 comparison_id=comparison_id, voter=voter, choice=str(chosen), created_at=now
             )
@@ -138,6 +142,15 @@ def _unknown() -> NotFound:
         param="comparison_id",
         code="comparison_not_found",
     )
+
+
+def _chosen_blind(choice: int | str) -> Choice:
+    """Invalid for anything else, in words that do not say which side is which."""
+    if isinstance(choice, int) and choice in (0, 1):
+        return choice
+    if choice in TIES:
+        return "tie" if choice == "tie" else "both_bad"
+    raise Invalid("this battle is blind: choice takes 0 (left), 1 (right), 'tie' or 'both_bad'", param="choice")
 
 
 def _chosen(choice: int | str, lanes: Sequence[VotedLane]) -> Choice:

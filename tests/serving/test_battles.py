@@ -269,8 +269,24 @@ def test_a_battle_is_kept_and_voted_on_once_by_who_asked(server: RunningServer) 
         assert (vote.choice, vote.battle) == ("1", battle)
 
     asyncio.run(walk())
+    # Over HTTP a battle is as blind, and its vote as final.
+    [voted] = [vote.battle for vote in battles_on(server).store.cast("me") if vote.battle]
+    unvoted = asyncio.run(fought(battles_on(server)))
+    for comparison, choice, status in (
+        (unvoted.id, unvoted.sides[0].adapter, 400),
+        (unvoted.id, "nobody", 400),
+        (unvoted.id, 2, 400),
+        (unvoted.id, 0, 200),
+        (unvoted.id, 0, 200),
+        (unvoted.id, 1, 409),
+        (voted.id, "tie", 200),  # another voter
+    ):
+        reply = httpx.post(f"{server.url}/v1/votes", json={"comparison_id": comparison, "choice": choice})
+        assert reply.status_code == status, reply.text
+        if status == 400:
+            assert not any(side.adapter in reply.json()["error"]["message"] for side in unvoted.sides)
     reply = httpx.get(f"{server.url}/v1/arena")
-    assert reply.json()["votes"] >= 1  # the API sees the same votes
+    assert reply.json()["votes"] == 3  # the API sees the same votes
 
 
 def test_a_battle_goes_on_unwatched_and_cannot_be_voted_on_before_its_end(server: RunningServer) -> None:
