@@ -298,6 +298,7 @@ def build_app(services: Services) -> FastAPI:
             log_in=sessions.promote,
             keys=key_store,
             usage=usage,
+            votes=votes,
             conversations=conversations,
             files=files,
             lifecycle=lifecycle,

@@ -16,6 +16,7 @@ the centred strengths."""
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import permutations
 from math import log
 
 import numpy as np
@@ -56,6 +57,41 @@ class Arena:
     standings: tuple[Standing, ...]
     votes: int
     connected: bool
+
+
+@dataclass(frozen=True)
+class Duel:
+    """How one contestant did against another."""
+
+    wins: int = 0
+    defeats: int = 0
+    ties: int = 0
+
+    @property
+    def votes(self) -> int:
+        return self.wins + self.defeats + self.ties
+
+    @property
+    def share(self) -> float:
+        """Of the wins, a tie being half of one. ZeroDivisionError before the first vote."""
+        return (self.wins + self.ties / 2) / self.votes
+
+
+def duels(outcomes: Mapping[Outcome, int]) -> dict[tuple[str, str], Duel]:
+    """Everybody against everybody, by (one, the other). Who wins among several lanes beats each of the others."""
+    met: Counter[tuple[str, str]] = Counter()
+    beaten: Counter[tuple[str, str]] = Counter()
+    for outcome, count in outcomes.items():
+        names = set(outcome.contestants)
+        winner = None if outcome.winner is None else outcome.contestants[outcome.winner]
+        for one, other in permutations(names, 2):
+            if winner is None or winner in (one, other):
+                met[one, other] += count
+                beaten[one, other] += count if one == winner else 0
+    return {
+        (one, other): Duel(beaten[one, other], beaten[other, one], count - beaten[one, other] - beaten[other, one])
+        for (one, other), count in met.items()
+    }
 
 
 def rank(outcomes: Mapping[Outcome, int]) -> Arena:

@@ -1,5 +1,6 @@
 """Votes on comparisons: what was compared, who found which lane better, and what that says of the models."""
 
+import hashlib
 import json
 import re
 import time
@@ -10,14 +11,16 @@ from typing import Literal, get_args
 
 from sqlalchemy import delete, insert, select
 
-from adapters.errors import Invalid, NotFound
+from adapters.errors import Conflict, Invalid, NotFound
 from serving.arena import Arena, Outcome, rank
+from serving.compare import Comparison, Lane
 from serving.database.database import Database
-from serving.database.tables import comparisons, votes
+from serving.database.tables import arena_battles, comparisons, votes
 
 Tie = Literal["tie", "both_bad"]
 TIES: tuple[Tie, ...] = get_args(Tie)
 UNVOTED_KEPT_S = 30 * 86_400
+NO_SET = ""  # stands for questions of the arena that are of no set
 _ID = re.compile("cmp-[0-9a-f]{32}")
 
 Choice = int | Tie
@@ -64,7 +67,8 @@ class VoteStore:
 
     def vote(self, comparison_id: str, voter: str, choice: int | str) -> Vote:
         """Keep what `voter` chose: a lane's number, its model, "tie" or "both_bad". Who votes again changes the vote.
-        NotFound for a comparison that is not known, Invalid for a choice it does not have."""
+        NotFound for a comparison that is not known, Invalid for a choice it does not have. In the arena the vote is
+        blind: a model is no choice there, and who has voted knows the names, so that another vote is a Conflict."""
         now = int(time.time())
         if not _ID.fullmatch(comparison_id):
             raise _unknown()
@@ -73,9 +77,12 @@ class VoteStore:
             if text is None:
                 raise _unknown()
             lanes = [VotedLane(**lane) for lane in json.loads(text)]
-            chosen = _chosen(choice, lanes)
+            blind = connection.scalar(select(arena_battles.c.key).where(arena_battles.c.comparison_id == comparison_id))
+            chosen = _chosen(choice, lanes) if blind is None else _chosen_blind(choice)
             mine = (votes.c.comparison_id == comparison_id) & (votes.c.voter == voter)
             before = connection.scalar(select(votes.c.choice).where(mine))
+            if blind is not None and before not in (None, str(chosen)):
+                raise Conflict("you have voted on this battle, and know the names", param="choice")
             statement = self.database.insert(votes).values(
                 comparison_id=comparison_id, voter=voter, choice=str(chosen), created_at=now
             )
@@ -85,15 +92,36 @@ class VoteStore:
         winner = lanes[chosen].adapter if isinstance(chosen, int) else None
         return Vote(comparison_id, chosen, winner, changed=before is not None and before != str(chosen))
 
-    def arena(self) -> Arena:
-        """Every contestant's score, from all votes."""
+    def arena(self, question_set: str | None = None) -> Arena:
+        """Every contestant's score, from all votes or those on one question set."""
+        return rank(self.outcomes(question_set))
+
+    def outcomes(self, question_set: str | None = None) -> Counter[Outcome]:
+        """How often each outcome was voted: in all, on the questions of a set, or on those of none (NO_SET)."""
         statement = select(comparisons.c.lanes, votes.c.choice).join(votes)
+        if question_set is not None:
+            asked = arena_battles.c.question_set
+            statement = statement.join(arena_battles).where(asked == question_set if question_set else asked.is_(None))
         outcomes: Counter[Outcome] = Counter()
         with self.database.reading() as connection:
             for text, choice in connection.execute(statement):
                 lanes = [VotedLane(**lane) for lane in json.loads(text)]
                 outcomes[Outcome(contestants(lanes), None if choice in TIES else int(choice))] += 1
-        return rank(outcomes)
+        return outcomes
+
+
+def voted_lanes(lanes: Sequence[Lane], running: Comparison) -> list[VotedLane]:
+    """What to remember of lanes that are being answered."""
+    return [
+        VotedLane(
+            lane.model,
+            progress.answer.adapter,
+            progress.answer.digest,
+            lane.scale,
+            None if lane.system is None else hashlib.sha256(lane.system.encode()).hexdigest()[:8],
+        )
+        for lane, progress in zip(lanes, running.lanes, strict=True)
+    ]
 
 
 def contestants(lanes: Sequence[VotedLane]) -> tuple[str, ...]:
@@ -114,6 +142,15 @@ def _unknown() -> NotFound:
         param="comparison_id",
         code="comparison_not_found",
     )
+
+
+def _chosen_blind(choice: int | str) -> Choice:
+    """Invalid for anything else, in words that do not say which side is which."""
+    if isinstance(choice, int) and choice in (0, 1):
+        return choice
+    if choice in TIES:
+        return "tie" if choice == "tie" else "both_bad"
+    raise Invalid("this battle is blind: choice takes 0 (left), 1 (right), 'tie' or 'both_bad'", param="choice")
 
 
 def _chosen(choice: int | str, lanes: Sequence[VotedLane]) -> Choice:

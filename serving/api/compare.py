@@ -1,6 +1,5 @@
 """POST /v1/compare: one question, several lanes, one stream whose events say which lane they belong to."""
 
-import hashlib
 from collections.abc import AsyncGenerator
 from typing import Any
 
@@ -14,7 +13,7 @@ from serving.api.errors import ended_body, failure_event
 from serving.api.streaming import event_stream
 from serving.chat import ChatService
 from serving.compare import Comparison, Lane, compare
-from serving.votes import VotedLane, VoteStore
+from serving.votes import VoteStore, voted_lanes
 
 
 def compare_router(chat: ChatService, votes: VoteStore) -> APIRouter:
@@ -40,7 +39,7 @@ def compare_router(chat: ChatService, votes: VoteStore) -> APIRouter:
             thinking=body.thinking,
         )
         try:
-            await votes.database.call(votes.remember, running.id, caller.key, _voted(lanes, running))
+            await votes.database.call(votes.remember, running.id, caller.key, voted_lanes(lanes, running))
         except BaseException:
             running.stop()
             raise
@@ -48,19 +47,6 @@ def compare_router(chat: ChatService, votes: VoteStore) -> APIRouter:
         return event_stream(_events(running), headers, on_close=running.stop, on_failure=failure_event)
 
     return router
-
-
-def _voted(lanes: list[Lane], running: Comparison) -> list[VotedLane]:
-    return [
-        VotedLane(
-            lane.model,
-            progress.answer.adapter,
-            progress.answer.digest,
-            lane.scale,
-            None if lane.system is None else hashlib.sha256(lane.system.encode()).hexdigest()[:8],
-        )
-        for lane, progress in zip(lanes, running.lanes, strict=True)
-    ]
 
 
 async def _events(running: Comparison) -> AsyncGenerator[dict[str, Any], None]:

@@ -108,6 +108,7 @@ system_prompts = Table(
     Column("name", String(64), primary_key=True),
     Column("text", Text, nullable=False),
 )
+
 # What was said in a comparison on the page; its id is its permanent link, which nobody can guess.
 saved_comparisons = Table(
     "saved_comparisons",
@@ -120,3 +121,26 @@ saved_comparisons = Table(
     Column("changed_at", BigInteger, nullable=False),
 )
 Index("ix_saved_comparisons_key_changed_at", saved_comparisons.c.key, saved_comparisons.c.changed_at)
+
+# What a comparison in the arena was about; who answered is in `comparisons`, who won in `votes`.
+arena_battles = Table(
+    "arena_battles",
+    metadata,
+    Column("comparison_id", String(64), ForeignKey("comparisons.id", ondelete="CASCADE"), primary_key=True),
+    Column("key", String(64), nullable=False),  # who asked
+    Column("question_set", String(64)),  # NULL: a question of one's own
+    Column("question_number", Integer),  # its place in the set, from 0
+    Column("content", Text, nullable=False),  # JSON: serving.battle_store.Battle
+    Column("created_at", BigInteger, nullable=False),
+)
+Index("ix_arena_battles_question_set_key", arena_battles.c.question_set, arena_battles.c.key)
+
+question_sets = Table(
+    "question_sets",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("key", String(64), nullable=False, index=True),  # whose it is; "" where no key is wanted
+    Column("title", Text, nullable=False),
+    Column("questions", Text, nullable=False),  # JSON: a list of texts
+    Column("created_at", BigInteger, nullable=False),
+)

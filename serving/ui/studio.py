@@ -7,6 +7,8 @@ import gradio as gr
 
 from adapters.settings import Settings
 from adapters.ui.tab import Tab, ViewerOf
+from serving.battle_store import BattleStore
+from serving.battles import Battles
 from serving.chat import ChatService
 from serving.comparison_store import ComparisonStore
 from serving.comparisons import Comparisons
@@ -16,10 +18,15 @@ from serving.files import FileStore
 from serving.keys import KeyStore
 from serving.lifecycle import AdapterLifecycle
 from serving.metrics import HttpFigures
+from serving.question_sets import QuestionSets
 from serving.recent import Recent
 from serving.system_prompts import SystemPrompts
 from serving.ui.adapters.desk import AdapterServices
 from serving.ui.adapters.tab import adapters_tab
+from serving.ui.arena.services import ArenaServices
+from serving.ui.arena.style import CSS as ARENA_CSS
+from serving.ui.arena.tab import arena_tab
+from serving.ui.arena.words import WORDS as ARENA
 from serving.ui.chat.drawing import ChatServices
 from serving.ui.chat.style import CSS as CHAT_CSS
 from serving.ui.chat.tab import chat_tab
@@ -35,6 +42,7 @@ from serving.ui.settings.css import CSS as SETTINGS_CSS
 from serving.ui.settings.tab import SettingsServices, settings_tab
 from serving.ui.settings.words import SETTINGS
 from serving.usage import UsageBook
+from serving.votes import VoteStore
 
 
 @dataclass(frozen=True)
@@ -48,6 +56,7 @@ class Studio:
     database: Database
     keys: KeyStore
     usage: UsageBook
+    votes: VoteStore
     conversations: Conversations
     files: FileStore
     lifecycle: AdapterLifecycle
@@ -60,10 +69,13 @@ def studio_tabs(studio: Studio, training: Tab) -> list[Tab]:
     prompts = SystemPrompts(studio.database)
     talk = ChatServices(studio.chat, studio.conversations, prompts, studio.files, studio.viewer_of)
     comparisons = Comparisons(studio.chat, ComparisonStore(studio.database))
+    battles = Battles(studio.chat, BattleStore(studio.votes))
+    arena = ArenaServices(studio.chat, battles, QuestionSets(studio.database), studio.files, studio.viewer_of)
     return [
         Tab("home", HOME, lambda page: home_tab(studio.chat, studio.viewer_of, page), HOME_CSS),
         Tab("chat", CHAT, lambda page: chat_tab(talk, page), CHAT_CSS),
         Tab("compare", COMPARE, lambda page: compare_tab(comparisons, studio.viewer_of, page), COMPARE_CSS),
+        Tab("arena", ARENA, lambda page: arena_tab(arena, page), ARENA_CSS),
         training,
         adapters_tab(AdapterServices(studio.settings, studio.lifecycle, studio.files, studio.viewer_of)),
         monitor_tab(studio.recent, studio.http, studio.viewer_of),

@@ -1,0 +1,1 @@
+"""The Arena tab: blind votes between two answers, and what they say of the models."""
