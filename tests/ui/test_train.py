@@ -48,7 +48,6 @@ def fill(page: Page, box: str, text: str) -> None:
 
 
 def open_drawer(page: Page, name: str) -> None:
-    """Gradio's empty numbers hold 0 for a moment, until they are laid out."""
     page.get_by_role("button", name=name).click()
     expect(page.locator("#train-seed input")).to_be_visible()
     for number in page.locator("#train-advanced input[type=number]").all():

@@ -95,7 +95,13 @@ def choices_of(values: Sequence[Any]) -> Choices:
     )
 
 
+# Of the other numbers, 0 is no value and means auto, as an empty box does.
+_MAY_BE_ZERO = ("lora_dropout", "warmup", "weight_decay", "val_split", "snapshot_steps", "seed")
+
+
 def _value(knob: Knob, value: Any) -> Any:
+    if knob.kind in ("whole", "number") and value == 0 and knob.name not in _MAY_BE_ZERO:
+        return None
     if knob.kind == "whole" and isinstance(value, float):
         if not value.is_integer():
             raise Invalid(f"{knob.name} is a whole number, not {value:g}", param=knob.name)
@@ -174,7 +180,7 @@ def _widget(knob: Knob) -> Any:
         case "text":
             return gr.Textbox(placeholder=t(f"{knob.name}_hint"), max_lines=1, **common)
     if f"{knob.name}_hint" in LABELS:
-        hint: Any = t(f"{knob.name}_hint")
-    else:
-        hint = t("auto") if default is None else f"{default:g}"
-    return gr.Number(None, placeholder=hint, **common)
+        common["info"] = t(f"{knob.name}_hint")
+    # Not in two languages: until its placeholder is translated, Gradio shows an empty number as 0.
+    automatic = default is None or knob.name in ("lora_r", "epochs")
+    return gr.Number(None, placeholder="auto" if automatic else f"{default:g}", **common)

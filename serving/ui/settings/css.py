@@ -12,9 +12,11 @@ CSS = """
 .table { overflow-x: auto; border: 1px solid var(--border-color-primary); border-radius: 8px; }
 .table table { border-collapse: collapse; width: 100%; margin: 0; font-size: .95rem; }
 .table caption { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }
-.table th, .table td { padding: 7px 12px; text-align: start; border: 0; color: var(--body-text-color);
-  border-top: 1px solid var(--border-color-primary); overflow-wrap: anywhere; }
-.table thead th { border-top: 0; font-weight: 600; background: var(--background-fill-secondary); white-space: nowrap; }
+.table table, .table thead, .table tbody, .table tr { border: 0 !important; }
+.table th, .table td { padding: 7px 12px; text-align: start; border: 0 !important; color: var(--body-text-color);
+  border-top: 1px solid var(--border-color-primary) !important; overflow-wrap: anywhere; }
+.table thead th { border-top: 0 !important; font-weight: 600; background: var(--background-fill-secondary);
+  white-space: nowrap; }
 .table .number { text-align: end; font-variant-numeric: tabular-nums; white-space: nowrap; }
 .empty { color: var(--body-text-color-subdued); margin: 0; }
 #key-revoking { align-items: end; } #key-revoking button { flex-grow: 0; height: 46px; }

@@ -21,7 +21,7 @@ def usage_chart() -> gr.BarPlot:
         x="day",
         y="tokens",
         color="key",
-        x_title="",
+        x_title=" ",
         y_title="tokens",
         color_title="",
         height=240,
@@ -42,15 +42,17 @@ async def used(book: UsageBook, viewer: Viewer, language: Language) -> list[Upda
     if not by_day:
         return [gr.BarPlot(visible=False), f'<p class="empty">{say(language, "no_usage")}</p>']
     names = list(dict.fromkeys(_name(row["key"], language) for row in by_day))
-    frame = pandas.DataFrame(
-        {
-            "day": [_short(row["day"]) for row in by_day],
-            "key": [_name(row["key"], language) for row in by_day],
-            "tokens": [row["prompt_tokens"] + row["completion_tokens"] for row in by_day],
-        }
-    )
+    days = [date.fromordinal(day) for day in range(start.toordinal(), end.toordinal() + 1)]
+    spent = {(row["day"], _name(row["key"], language)): row for row in by_day}
+    points = [(_short(day), names[0], 0) for day in days if (day, names[0]) not in spent]  # so that no day is left out
+    points += [
+        (_short(day), name, row["prompt_tokens"] + row["completion_tokens"]) for (day, name), row in spent.items()
+    ]
+    frame = pandas.DataFrame(points, columns=["day", "key", "tokens"])
     colours = {name: COLOURS[at % len(COLOURS)] for at, name in enumerate(names)}
-    chart = gr.BarPlot(frame, x="day", y="tokens", color="key", color_map=colours, visible=True)
+    chart = gr.BarPlot(
+        frame, x="day", y="tokens", color="key", color_map=colours, sort=[*map(_short, days)], visible=True
+    )
     by_model = await book.database.call(book.report, start, end, ("key", "model"), key)
     counted = ("requests", "prompt_tokens", "cached_tokens", "completion_tokens")
     rows = [
