@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from html import escape
 
 from adapters.errors import BianlianError
-from adapters.manifest import AdapterManifest, AdapterVersion
+from adapters.manifest import AdapterVersion
 from adapters.portrait import BASE_PORTRAIT, initial_uri, portrait_uri
 from adapters.ui.words import Language
 from serving.chat import ChatService
 from serving.ui.chat.words import say
+from serving.ui.portraits import portrait_of
 from serving.ui.texts import questions
 
 MAX_CARDS = 12
@@ -94,14 +95,6 @@ def _of_version(version: AdapterVersion, model: str, language: Language) -> Face
         title,
         (card and card.greeting) or say(language, "greeting"),
         tuple(samples[:MAX_SAMPLES]),
-        _portrait(version, manifest, title),
+        portrait_of(version),
         manifest.system_prompt if manifest else None,
     )
-
-
-def _portrait(version: AdapterVersion, manifest: AdapterManifest | None, title: str) -> str:
-    name = manifest.card.portrait if manifest else None
-    try:
-        return portrait_uri(version.directory / name) if name else initial_uri(title)
-    except (BianlianError, OSError):  # attached from a directory that was not checked, or gone since
-        return initial_uri(title)

@@ -1,14 +1,13 @@
 """The faces that are here, as cards. What an adapter says of itself is escaped."""
 
 import html
-import zlib
 from collections.abc import Sequence
 
 from adapters.manifest import AdapterVersion
 from adapters.ui.tab import link_to
 from adapters.ui.words import Language
-from serving.ui.home.hero import shipped_portrait
 from serving.ui.home.words import HOME
+from serving.ui.portraits import portrait_of
 
 MAX_CARDS = 8
 
@@ -40,16 +39,7 @@ def _card(version: AdapterVersion, base: str, plain: str, talk: str, compare: st
         html.escape(link_to("compare", models=f"{base},{version.name}")),
     )
     return (
-        f'<li class="card">{_portrait(version)}<div><h3>{title}</h3><code>{name}</code><p>{greeting}</p>'
+        f'<li class="card"><img class="portrait" src="{portrait_of(version)}" alt=""><div><h3>{title}</h3><code>{name}</code><p>{greeting}</p>'
         f'<a class="button" href="{chat}" aria-label="{talk}: {title}">{talk}</a> '
         f'<a href="{side_by_side}" aria-label="{compare}: {title}">{compare}</a></div></li>'
     )
-
-
-def _portrait(version: AdapterVersion) -> str:
-    """Its picture; for who has none, a letter on a colour of its own."""
-    if uri := shipped_portrait(version.name):
-        return f'<img class="portrait" src="{uri}" alt="">'
-    hue = zlib.crc32(version.name.encode()) % 360
-    letter = html.escape(version.name[:1].upper())
-    return f'<span class="portrait" style="background: hsl({hue} 45% 32%)" aria-hidden="true">{letter}</span>'
