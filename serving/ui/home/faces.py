@@ -39,7 +39,8 @@ def _card(version: AdapterVersion, base: str, plain: str, talk: str, compare: st
         html.escape(link_to("compare", models=f"{base},{version.name}")),
     )
     return (
-        f'<li class="card"><img class="portrait" src="{portrait_of(version)}" alt=""><div><h3>{title}</h3><code>{name}</code><p>{greeting}</p>'
+        f'<li class="card"><img class="portrait" src="{portrait_of(version)}" alt="">'
+        f'<div><h3>{title}</h3><code>{name}</code><p>{greeting}</p>'
         f'<a class="button" href="{chat}" aria-label="{talk}: {title}">{talk}</a> '
         f'<a href="{side_by_side}" aria-label="{compare}: {title}">{compare}</a></div></li>'
     )
