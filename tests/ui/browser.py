@@ -49,16 +49,23 @@ class Visit:
     errors: list[str] = field(default_factory=list)
     pending: set[Request] = field(default_factory=set)
     streams: int = 0  # of events, ended since the page was opened or loaded again
+    leaving: bool = False  # from one document to the next
 
     def begin(self, request: Request) -> None:
         if request.is_navigation_request():
             self.pending.clear()
-            self.streams = 0
+            self.streams, self.leaving = 0, True
         self.pending.add(request)
 
     def end(self, request: Request) -> None:
         self.pending.discard(request)
         self.streams += "/queue/data" in request.url
+        self.leaving = self.leaving and not request.is_navigation_request()
+
+    def note_error(self, text: str) -> None:
+        """A document that goes away cuts its streams, and Gradio says so: that is no error of the page's."""
+        if not (self.leaving and "Connection errored out" in text):
+            self.errors.append(text)
 
     def assert_kept_to(self, url: str) -> None:
         """No other host was asked for anything, and the console has no error."""
@@ -88,7 +95,7 @@ def visit(context: BrowserContext, url: str) -> Visit:
     page.on("request", lambda request: seen.begin(request))
     page.on("requestfinished", lambda request: seen.end(request))
     page.on("requestfailed", lambda request: seen.end(request))
-    page.on("console", lambda line: seen.errors.append(line.text) if line.type == "error" else None)
+    page.on("console", lambda line: seen.note_error(line.text) if line.type == "error" else None)
     page.on("pageerror", lambda error: seen.errors.append(str(error)))
     page.goto(url)
     # A settled page, if it settles soon; some asset of Gradio's is now and then still open after a minute.
