@@ -200,7 +200,7 @@ def desk_for(home: Path, base: Path, *, admin: bool) -> Desk:
     async def publish(model_id: str, name: str) -> Any:
         raise AssertionError("nobody may publish")
 
-    return Desk(TrainServices(tuning, "cpu", viewer_of, Nobody(), publish, apart), 8 + len(KNOBS))
+    return Desk(TrainServices(tuning, "cpu", viewer_of, Nobody(), publish, apart), [None] * (8 + len(KNOBS)))
 
 
 def test_without_the_admin_key_nothing_is_shown_and_nothing_done(tiny_base: Path, tmp_path: Path) -> None:
