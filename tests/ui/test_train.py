@@ -236,10 +236,10 @@ def test_without_the_admin_key_nothing_is_shown_and_nothing_done(tiny_base: Path
         assert job.journal.status() == before and len(desk.view.queue.all()) == 1
         return told
 
-    told = asyncio.run(everything())
+    told = run_on_own_thread(asyncio.run, everything())
     assert all(update == gr.skip() for update in told)
     assert desk.new.draft("somebody") is None and upload.exists()
-    notice, body, *rest = asyncio.run(desk.arrive(request))
+    notice, body, *rest = run_on_own_thread(asyncio.run, desk.arrive(request))
     assert "admin key" in notice and body.visible is False and all(update == gr.skip() for update in rest)
 
 
