@@ -200,7 +200,7 @@ def desk_for(home: Path, base: Path, *, admin: bool) -> Desk:
     async def publish(model_id: str, name: str) -> Any:
         raise AssertionError("nobody may publish")
 
-    return Desk(TrainServices(tuning, "cpu", viewer_of, Nobody(), publish, apart), 8 + len(KNOBS))
+    return Desk(TrainServices(tuning, "cpu", viewer_of, Nobody(), publish, apart), [None] * (8 + len(KNOBS)))
 
 
 def test_without_the_admin_key_nothing_is_shown_and_nothing_done(tiny_base: Path, tmp_path: Path) -> None:
@@ -236,10 +236,10 @@ def test_without_the_admin_key_nothing_is_shown_and_nothing_done(tiny_base: Path
         assert job.journal.status() == before and len(desk.view.queue.all()) == 1
         return told
 
-    told = asyncio.run(everything())
+    told = run_on_own_thread(asyncio.run, everything())
     assert all(update == gr.skip() for update in told)
     assert desk.new.draft("somebody") is None and upload.exists()
-    notice, body, *rest = asyncio.run(desk.arrive(request))
+    notice, body, *rest = run_on_own_thread(asyncio.run, desk.arrive(request))
     assert "admin key" in notice and body.visible is False and all(update == gr.skip() for update in rest)
 
 

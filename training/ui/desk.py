@@ -30,11 +30,13 @@ Update = Any  # what a handler gives a component: its value, or gr.update(...)
 
 
 class Desk:
-    def __init__(self, services: TrainServices, widgets_in_form: int):
+    def __init__(self, services: TrainServices, blank: list[Any]):
+        """`blank` is what the form's widgets hold before anything is filled in."""
         self.services = services
         self.new = NewRun(services)
         self.view = RunView(services)
-        self._in_form = widgets_in_form
+        self._blank = blank
+        self._in_form = len(blank)
 
     async def _viewer(self, request: gr.Request) -> str | None:
         """The viewer's key; None for one who may not train."""
@@ -140,7 +142,8 @@ class Desk:
             return [gr.Dropdown(choices=self.new.offered(None).choices), *self._nothing(self._in_form - 1)]
         draft = self.new.draft(viewer)
         if draft is None or (file and draft[0] != file):
-            return [self.new.offered(file), *self._nothing(self._in_form - 1)]
+            # Said, though they are that already: Gradio shows a number that was never told to be empty as 0.
+            return [self.new.offered(file), *self._blank[1:]]
         return [self.new.offered(draft[0]), *draft[1:]]
 
     @staticmethod

@@ -181,6 +181,5 @@ def _widget(knob: Knob) -> Any:
             return gr.Textbox(placeholder=t(f"{knob.name}_hint"), max_lines=1, **common)
     if f"{knob.name}_hint" in LABELS:
         common["info"] = t(f"{knob.name}_hint")
-    # Not in two languages: until its placeholder is translated, Gradio shows an empty number as 0.
     automatic = default is None or knob.name in ("lora_r", "epochs")
     return gr.Number(None, placeholder="auto" if automatic else f"{default:g}", **common)

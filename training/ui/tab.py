@@ -43,7 +43,7 @@ def _build(services: TrainServices, page: gr.Blocks) -> None:
     listed = gr.Textbox("", label=t("runs"), visible="hidden", elem_id="train-listed")
     timer = gr.Timer(LIVE_S, active=False)
     lists = [runs, empty, timer, listed]
-    desk = Desk(services, len(form.form.widgets))
+    desk = Desk(services, [widget.value for widget in form.form.widgets])
     arrived = [notice, body, *lists, form.column, run.column, *form.form.widgets, *run.drawn]
     page.load(desk.arrive, None, arrived, **_QUIET)
     if isinstance(tab, gr.Tab):
