@@ -7,7 +7,6 @@ import gradio as gr
 from adapters.ui.tab import Tab
 from serving.ui.texts import t
 
-ORDER = ("home", "chat", "compare", "arena", "train", "adapters", "monitor", "settings")
 MAX_EVENTS = 100  # Gradio runs 40 at once unless told, streams included
 UPLOADS_KEPT_S = (3600, 86_400)  # looked at once an hour; what is a day old goes
 
@@ -16,7 +15,6 @@ HEADLINE = """<div class="headline"><h1><span class="face">变脸</span> Bianlia
 
 def build_page(tabs: Sequence[Tab]) -> gr.Blocks:
     """The tabs in their order. The first is shown unless the address names another: `?tab=ID`."""
-    tabs = sorted(tabs, key=lambda tab: ORDER.index(tab.id))
     known = [tab.id for tab in tabs]
 
     def chosen(request: gr.Request) -> gr.Tabs:
