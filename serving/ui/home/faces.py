@@ -40,7 +40,7 @@ def _card(version: AdapterVersion, base: str, plain: str, talk: str, compare: st
     )
     return (
         f'<li class="card"><img class="portrait" src="{portrait_of(version)}" alt="">'
-        f'<div><h3>{title}</h3><code>{name}</code><p>{greeting}</p>'
+        f"<div><h3>{title}</h3><code>{name}</code><p>{greeting}</p>"
         f'<a class="button" href="{chat}" aria-label="{talk}: {title}">{talk}</a> '
         f'<a href="{side_by_side}" aria-label="{compare}: {title}">{compare}</a></div></li>'
     )
