@@ -181,7 +181,6 @@ def train_command(
 ) -> None:
     """Train an adapter (or, with --method full, a base) and publish it."""
     settings = load_settings(device=device)
-    settings.require_home()
     console = Console()
     given = {
         key: value
@@ -201,6 +200,7 @@ def train_command(
         lists = {key: _split(str(value)) for key, value in given.items() if key in _LISTS}
         options = {"base": settings.base, **given, **lists, "card": _read_card(card)}
         config = _prepared(options, set(given), config_file, context.meta[_FOREIGN], console)
+    settings.require_home()
     if detach:
         queue = JobQueue(settings.root)
         if config is None:

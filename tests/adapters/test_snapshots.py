@@ -83,7 +83,7 @@ def test_a_snapshot_is_found_by_its_run_and_by_the_adapters_newest_run(
     assert store.resolve("face:step-10").manifest.system_prompt == "10"
     with pytest.raises(NotFound, match="run face-2 has snapshots of steps 10$"):
         store.resolve("face-2:step-20")
-    with pytest.raises(NotFound, match="did you mean 'face-1'"):
+    with pytest.raises(NotFound, match="did you mean 'face:step-20'"):
         store.resolve("fce-1:step-20")
     for strange in ("../face-1:step-10", "face-1:step--10", "face-1:step-x", "face-1:", ":step-10", "face-1:step-10@1"):
         assert store.find(strange) is None
