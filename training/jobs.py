@@ -277,7 +277,8 @@ class Supervisor:
                     stderr=output,
                     start_new_session=True,
                 )
-            be_nice(child.pid)  # seconds of imports, too, are in the way of a server's answers
+            if waiting == "queued":  # somebody waits for a file to be validated
+                be_nice(child.pid)  # seconds of imports, too, are in the way of a server's answers
             process = Process.of(child.pid)
             if waiting == "validating":
                 journal.set_status(status.changed(process=process))
