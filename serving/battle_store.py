@@ -14,6 +14,7 @@ from adapters.errors import NotFound
 from serving.database.database import Database
 from serving.database.tables import arena_battles, comparisons, votes
 from serving.engine.sequence import FinishReason
+from serving.sampling_record import Sampling
 from serving.votes import VotedLane, VoteStore
 
 ANSWERED = (FinishReason.STOP, FinishReason.TOOL_CALLS, FinishReason.LENGTH, FinishReason.ABORT)
@@ -28,20 +29,6 @@ class Asked(BaseModel):
     question_set: str | None = None
     set_title: str | None = None
     number: int | None = None
-
-
-class BattleSampling(BaseModel):
-    """What both sides were sampled with."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    temperature: float
-    top_p: float
-    top_k: int
-    min_p: float
-    repetition_penalty: float
-    seed: int
-    max_tokens: int
 
 
 class BattleSide(BaseModel):
@@ -82,7 +69,7 @@ class Battle(BaseModel):
     base_fingerprint: str
     asked: Asked
     system: str | None  # given to both sides; None: each had its own
-    sampling: BattleSampling
+    sampling: Sampling
     sides: tuple[BattleSide, BattleSide]
 
     @property

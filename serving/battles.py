@@ -15,11 +15,12 @@ from dataclasses import dataclass, replace
 from adapters.errors import BianlianError, Conflict, Forbidden, Invalid
 from adapters.manifest import AdapterVersion
 from adapters.renderer import Message
-from serving.battle_store import Asked, Battle, BattleSampling, BattleSide, BattleStore
+from serving.battle_store import Asked, Battle, BattleSide, BattleStore
 from serving.chat import MAX_SCALE, ChatService
 from serving.compare import Comparison, Lane, LaneProgress, compare
 from serving.engine.sequence import SamplingParams
 from serving.question_sets import MAX_QUESTION, QuestionSet
+from serving.sampling_record import Sampling
 from serving.votes import voted_lanes
 
 UPDATE_S = 0.1  # a browser that draws more often falls behind
@@ -84,7 +85,7 @@ class Battles:
             base_fingerprint=self.chat.base.fingerprint,
             asked=asked,
             system=system,
-            sampling=_sampling(params, max_tokens),
+            sampling=Sampling.of(params, max_tokens),
             sides=(_side(left, running.lanes[0]), _side(right, running.lanes[1])),
         )
         try:
@@ -222,16 +223,4 @@ def _side(contestant: Contestant, progress: LaneProgress) -> BattleSide:
         tokens_per_s=progress.tokens_per_s,
         finish_reason=progress.finish_reason,
         error=progress.error,
-    )
-
-
-def _sampling(params: SamplingParams, max_tokens: int) -> BattleSampling:
-    return BattleSampling(
-        temperature=params.temperature,
-        top_p=params.top_p,
-        top_k=params.top_k,
-        min_p=params.min_p,
-        repetition_penalty=params.repetition_penalty,
-        seed=params.seed,
-        max_tokens=max_tokens,
     )

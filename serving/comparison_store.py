@@ -18,24 +18,11 @@ from serving.compare import Lane
 from serving.database.database import Database
 from serving.database.tables import saved_comparisons
 from serving.engine.sequence import FinishReason
+from serving.sampling_record import Sampling
 
 MAX_TITLE = 120
 MAX_RECENT = 20
 _ID = re.compile("c-[0-9A-Za-z_-]{22}")
-
-
-class Sampling(BaseModel):
-    """What the page may choose, with the seed that all lanes share."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    temperature: float
-    top_p: float
-    top_k: int
-    min_p: float
-    repetition_penalty: float
-    seed: int
-    max_tokens: int
 
 
 class SavedLane(BaseModel):

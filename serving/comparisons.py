@@ -12,9 +12,10 @@ from adapters.manifest import AdapterVersion
 from adapters.renderer import Message
 from serving.chat import ChatService, Turn
 from serving.compare import Lane, compare, with_system
-from serving.comparison_store import ComparisonStore, Sampling, SavedComparison, SavedLane, SavedTurn, new_id
+from serving.comparison_store import ComparisonStore, SavedComparison, SavedLane, SavedTurn, new_id
 from serving.engine.sequence import FinishReason, SamplingParams
 from serving.live_turn import LiveTurn, PinnedLane
+from serving.sampling_record import Sampling
 from serving.token_view import ScoredLane, TokenScore, token_scores
 
 BasePrompt = Literal["same", "own"]
@@ -76,7 +77,7 @@ class Comparisons:
         try:
             before = await self._begun(comparison_id, reserved, key)
             pinned = [PinnedLane(slot, lane, self._version(lane, key)) for slot, lane in sorted(lanes.items())]
-            live = await self._start(before, question, _sampling(params, max_tokens), pinned, key)
+            live = await self._start(before, question, Sampling.of(params, max_tokens), pinned, key)
         finally:
             del self._live[reserved]
         self._live[live.id] = live
@@ -160,7 +161,7 @@ class Comparisons:
             self.chat,
             [pinned.exact for pinned in lanes],
             [[*before.conversation(pinned.slot), asked] for pinned in lanes],
-            _params(sampling),
+            sampling.params(),
             max_tokens=sampling.max_tokens,
             key=key,
             repeatable=True,
@@ -202,19 +203,3 @@ def _verdict(turn: int, now: SavedLane, then: SavedLane) -> LaneVerdict:
         return LaneVerdict(turn, now.slot, "identical", now.text)
     why = "" if now.prompt_sha256 == then.prompt_sha256 else "prompt"
     return LaneVerdict(turn, now.slot, "differs", now.text, why)
-
-
-def _sampling(params: SamplingParams, max_tokens: int) -> Sampling:
-    return Sampling(
-        temperature=params.temperature,
-        top_p=params.top_p,
-        top_k=params.top_k,
-        min_p=params.min_p,
-        repetition_penalty=params.repetition_penalty,
-        seed=params.seed,
-        max_tokens=max_tokens,
-    )
-
-
-def _params(sampling: Sampling) -> SamplingParams:
-    return SamplingParams(**sampling.model_dump(exclude={"max_tokens"}))

@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 from adapters.errors import BianlianError
 from adapters.manifest import AdapterVersion
 from serving.compare import Comparison, Lane, LaneProgress
-from serving.comparison_store import ComparisonStore, Sampling, SavedComparison, SavedLane, SavedTurn
+from serving.comparison_store import ComparisonStore, SavedComparison, SavedLane, SavedTurn
+from serving.sampling_record import Sampling
 
 UPDATE_S = 0.1  # a browser that draws six lanes more often falls behind
 

@@ -1,7 +1,5 @@
-"""Text of users and models ↔ what the Chatbot shows. Markdown stays, HTML and images do not: an image in an answer
-would make the browser call another host without anybody asking.
-
-The form is reversible, so a conversation read back from the page is what was said, character for character."""
+"""Text of users and models as the Chatbot shows it. Markdown stays, HTML and images do not: an image in an answer
+would make the browser call another host without anybody asking."""
 
 import re
 
@@ -24,8 +22,3 @@ def shown(text: str) -> str:
             fence = opening[1] if opening else None
             parts.append(_IMAGE.sub("!&#91;", _TAG.sub("&#60;", line)))
     return "".join(parts)
-
-
-def spoken(text: str) -> str:
-    """Undo `shown`."""
-    return text.replace("!&#91;", "![").replace("&#60;", "<")

@@ -121,3 +121,14 @@ _ENDED = """
 """
 
 HEAD = f"<script>(() => {{{_NAMES}{_TABS}{_CHOICES}{_ENDED}}})();</script>"
+
+# A file made in the browser: nothing of it lies on the server's disk.
+DOWNLOAD = """(file) => {
+  if (!file) return;
+  const { name, text } = JSON.parse(file);
+  const link = document.createElement('a');
+  link.href = URL.createObjectURL(new Blob([text], { type: 'application/octet-stream' }));
+  link.download = name;
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+}"""

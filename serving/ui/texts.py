@@ -38,6 +38,7 @@ LINES: dict[str, Both] = {
     "waiting": ("等待中…", "waiting…"),
     "length": ("已达长度上限", "length limit reached"),
     "abort": ("已停止", "stopped"),
+    "interrupted": ("服务器中途停止，答案不完整", "the server stopped halfway through this answer"),
     "thought": ("思考过程", "Thoughts"),
     "nothing": ("先说点什么吧", "say something first"),
     "login": ("访问密钥", "Access key"),

@@ -71,6 +71,7 @@ body { background: var(--body-background-fill) !important; color: var(--body-tex
 .stats { font-size: .9rem; line-height: 1.5; min-height: 1.5em; color: var(--body-text-color-subdued);
          font-variant-numeric: tabular-nums; padding: 0 4px; overflow-wrap: anywhere; }
 .stats b { color: var(--body-text-color); }
+.stats .figure { white-space: nowrap; }
 .stats code { font-family: var(--font-mono); font-size: .85em; padding: 1px 5px; border-radius: 4px;
               color: var(--body-text-color); background: var(--background-fill-secondary);
               border: 1px solid var(--border-color-primary); }

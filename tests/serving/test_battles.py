@@ -16,7 +16,7 @@ from adapters.base_model import load_base
 from adapters.errors import Conflict, Forbidden, Invalid, NotFound
 from adapters.renderer import ChatRenderer
 from serving.arena import Duel, Outcome, duels
-from serving.battle_store import Asked, Battle, BattleSampling, BattleSide, BattleStore
+from serving.battle_store import Asked, Battle, BattleSide, BattleStore
 from serving.battles import Battles, texts
 from serving.chat import ChatService
 from serving.database.database import Database
@@ -24,6 +24,7 @@ from serving.database.tables import arena_battles, comparisons
 from serving.engine.sequence import FinishReason
 from serving.files import FileStore
 from serving.question_sets import MAX_QUESTION, MAX_QUESTIONS, QuestionSet, QuestionSets
+from serving.sampling_record import Sampling
 from serving.vote_export import exported, pairs, to_uploads
 from serving.votes import NO_SET, UNVOTED_KEPT_S, VotedLane, VoteStore
 from tests.serving.running import RunningServer, running_server
@@ -31,7 +32,7 @@ from tests.serving.test_api import settings_for
 from training.preferences import load_preferences
 
 POOL = ["tiny", "r2", "r8 ×0.5"]
-SAMPLING = BattleSampling(temperature=0.8, top_p=1, top_k=0, min_p=0, repetition_penalty=1, seed=3, max_tokens=16)
+SAMPLING = Sampling(temperature=0.8, top_p=1, top_k=0, min_p=0, repetition_penalty=1, seed=3, max_tokens=16)
 
 
 @pytest.fixture

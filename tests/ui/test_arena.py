@@ -165,9 +165,9 @@ def test_own_questions_are_kept_asked_and_ranked_apart_and_become_training_data(
 ) -> None:
     page = open_page(ARENA).page
     expect(page.locator("#arena-set input")).to_have_value("日常十二问")
-    page.locator("#arena-library .label-wrap").click()
+    page.locator("#arena-sets-shelf .label-wrap").click()
     (tmp_path / "我的题.txt").write_text("一加一等于几？\n\n你会唱歌吗？\n", encoding="utf-8")
-    page.locator("#arena-library input[type=file]").set_input_files(tmp_path / "我的题.txt")
+    page.locator("#arena-sets-shelf input[type=file]").set_input_files(tmp_path / "我的题.txt")
     expect(page.locator("#arena-set-text textarea")).to_have_value(re.compile("你会唱歌吗"))
     page.locator("#arena-set-save").click()
     expect(page.locator("#arena-questions")).to_contain_text("我的题：2 题")

@@ -50,7 +50,7 @@ class Choosing:
 
     async def read_file(self, request: gr.Request, path: str) -> Update:
         """An uploaded text in the box, to be looked at before it is saved."""
-        library, language = self.widgets.library, (await self.services.visitor(request)).language
+        shelf, language = self.widgets.shelf, (await self.services.visitor(request)).language
         file = Path(path)
         try:
             if file.stat().st_size > MAX_FILE:
@@ -58,33 +58,33 @@ class Choosing:
             text = file.read_text(encoding="utf-8-sig")
         except UnicodeDecodeError:
             gr.Warning(say(language, "not_text"))
-            return {library.text: gr.skip()}
+            return {shelf.text: gr.skip()}
         except BianlianError as error:
             gr.Warning(error.message)
-            return {library.text: gr.skip()}
-        return {library.text: text, library.title: file.stem}
+            return {shelf.text: gr.skip()}
+        return {shelf.text: text, shelf.title: file.stem}
 
     async def save_set(self, request: gr.Request, title: str, text: str) -> Update:
-        visitor, sets, library = await self.services.visitor(request), self.services.sets, self.widgets.library
+        visitor, sets, shelf = await self.services.visitor(request), self.services.sets, self.widgets.shelf
         try:
             made = await sets.database.call(sets.add, visitor.viewer.key, title, text)
         except BianlianError as error:
             gr.Warning(error.message)
-            return {library.title: gr.skip()}
+            return {shelf.title: gr.skip()}
         gr.Info(say(visitor.language, "set_saved", title=made.title, count=len(made.questions)))
-        return {library.title: "", library.text: ""} | await self._sets(visitor, made.id)
+        return {shelf.title: "", shelf.text: ""} | await self._sets(visitor, made.id)
 
     def doubt(self) -> Update:
         """Delete was clicked: ask once more."""
-        library = self.widgets.library
-        return {library.delete: gr.Button(visible=False)} | {
-            button: gr.Button(visible=True) for button in (library.really, library.keep)
+        shelf = self.widgets.shelf
+        return {shelf.delete: gr.Button(visible=False)} | {
+            button: gr.Button(visible=True) for button in (shelf.really, shelf.keep)
         }
 
     def keep(self) -> Update:
-        library = self.widgets.library
-        return {library.delete: gr.Button(visible=True)} | {
-            button: gr.Button(visible=False) for button in (library.really, library.keep)
+        shelf = self.widgets.shelf
+        return {shelf.delete: gr.Button(visible=True)} | {
+            button: gr.Button(visible=False) for button in (shelf.really, shelf.keep)
         }
 
     async def delete_set(self, request: gr.Request, set_id: str | None) -> Update:
@@ -96,7 +96,7 @@ class Choosing:
             return self.keep()
         gr.Info(say(visitor.language, "set_deleted"))
         left = await self._sets(visitor, visitor.language)
-        return self.keep() | left | {self.widgets.library.delete: gr.Button(visible=True, interactive=False)}
+        return self.keep() | left | {self.widgets.shelf.delete: gr.Button(visible=True, interactive=False)}
 
     async def _sets(self, visitor: Visitor, chosen: str) -> Update:
         """The sets to draw from and to filter by, with `chosen` chosen."""
@@ -108,11 +108,11 @@ class Choosing:
         } | self._shown(next(each for each in known if each.id == chosen), visitor)
 
     def _shown(self, chosen: QuestionSet | None, visitor: Visitor) -> Update:
-        library = self.widgets.library
+        shelf = self.widgets.shelf
         own = chosen is not None and chosen.key is not None
         return {
-            library.shown: question_list(chosen, visitor.language),
-            library.delete: gr.Button(interactive=own),
+            shelf.shown: question_list(chosen, visitor.language),
+            shelf.delete: gr.Button(interactive=own),
         }
 
     def _adapters(self) -> list[str]:

@@ -7,6 +7,7 @@ from adapters.ui.words import Language
 from serving.battle_store import Battle, BattleSide
 from serving.question_sets import QuestionSet
 from serving.ui.arena.words import say
+from serving.ui.stats import digest_badge
 
 _CROWN = {"left": (True, False), "right": (False, True)}
 
@@ -71,7 +72,7 @@ def uploaded_note(name: str, file_id: str, language: Language) -> str:
 def _card(name: str, side: BattleSide, crowned: bool, language: Language) -> str:
     facts = []
     if side.digest:
-        facts.append(f"{say(language, 'digest')} <code>{escape(side.digest[:8])}</code>")
+        facts.append(digest_badge(side.digest, language))
     facts.append(say(language, "tokens", n=side.tokens))
     if side.tokens_per_s is not None:
         facts.append(say(language, "speed", rate=side.tokens_per_s))

@@ -59,7 +59,7 @@ class Board:
 
 
 @dataclass(frozen=True)
-class Library:
+class Shelf:
     shown: gr.HTML
     title: gr.Textbox
     text: gr.Textbox
@@ -88,7 +88,7 @@ class ArenaWidgets:
     asking: Asking
     stage: Stage
     board: Board
-    library: Library
+    shelf: Shelf
     export: Export
 
     @property
@@ -109,11 +109,11 @@ def lay_out(chat: ChatService) -> ArenaWidgets:
     with gr.Column(elem_id="arena"):
         asking, stage = _arena(chat)
         board = _board()
-        with gr.Accordion(t("library"), open=False, elem_id="arena-library"):
-            library = _library()
+        with gr.Accordion(t("shelf"), open=False, elem_id="arena-sets-shelf"):
+            shelf = _shelf()
         with gr.Accordion(t("export"), open=False, elem_id="arena-export"):
             export = _export()
-    return ArenaWidgets(asking, stage, board, library, export)
+    return ArenaWidgets(asking, stage, board, shelf, export)
 
 
 def _arena(chat: ChatService) -> tuple[Asking, Stage]:
@@ -206,7 +206,7 @@ def _board() -> Board:
     return Board(filter_, refresh, chart, matrix, table)
 
 
-def _library() -> Library:
+def _shelf() -> Shelf:
     with gr.Row():
         with gr.Column(min_width=300):
             shown = gr.HTML("", elem_id="arena-questions", padding=False)
@@ -222,7 +222,7 @@ def _library() -> Library:
             with gr.Row():
                 upload = gr.UploadButton(t("upload"), file_types=[".txt", ".md"], size="sm", elem_id="arena-set-upload")
                 save = gr.Button(t("save_set"), size="sm", variant="primary", elem_id="arena-set-save")
-    return Library(shown, title, text, upload, save, delete, really, keep)
+    return Shelf(shown, title, text, upload, save, delete, really, keep)
 
 
 def _export() -> Export:

@@ -32,13 +32,3 @@ FOCUS_NEXT = """() => {
   const next = document.getElementById('arena-next');
   if (next && next.checkVisibility()) next.focus({ preventScroll: true });
 }"""
-
-DOWNLOAD = """(file) => {
-  if (!file) return;
-  const { name, text } = JSON.parse(file);
-  const link = document.createElement('a');
-  link.href = URL.createObjectURL(new Blob([text], { type: 'application/octet-stream' }));
-  link.download = name;
-  link.click();
-  setTimeout(() => URL.revokeObjectURL(link.href), 1000);
-}"""

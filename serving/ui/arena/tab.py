@@ -7,10 +7,11 @@ import gradio as gr
 from serving.ui.arena.choosing import Choosing
 from serving.ui.arena.layout import ArenaWidgets, lay_out
 from serving.ui.arena.scoring import Scoring
-from serving.ui.arena.scripts import ADDRESS, DOWNLOAD, FOCUS_NEXT, KEYS, STOP_TYPING
+from serving.ui.arena.scripts import ADDRESS, FOCUS_NEXT, KEYS, STOP_TYPING
 from serving.ui.arena.services import ArenaServices, Update
 from serving.ui.arena.taking import Taking
 from serving.ui.arena.voting import Voting
+from serving.ui.scripts import DOWNLOAD
 
 _QUIET = {"api_visibility": "private", "show_progress": "hidden"}
 
@@ -62,18 +63,18 @@ def _voter(voting: Voting, button: str) -> Callable[[gr.Request, str, str | None
 
 
 def _wire_choices(widgets: ArenaWidgets, choosing: Choosing, page: gr.Blocks) -> None:
-    asking, library = widgets.asking, widgets.library
-    sets = [asking.question_set, widgets.board.filter, library.shown, library.delete]
-    confirm = [library.delete, library.really, library.keep]
+    asking, shelf = widgets.asking, widgets.shelf
+    sets = [asking.question_set, widgets.board.filter, shelf.shown, shelf.delete]
+    confirm = [shelf.delete, shelf.really, shelf.keep]
     page.load(choosing.begin, None, [asking.pool, asking.samples, *sets], **_QUIET)
     asking.pool.focus(choosing.offer, asking.pool, asking.pool, queue=False, **_QUIET)
     asking.pool.input(choosing.suggest, asking.pool, asking.samples, **_QUIET)
-    asking.question_set.input(choosing.show_set, asking.question_set, [library.shown, library.delete], **_QUIET)
-    library.upload.upload(choosing.read_file, library.upload, [library.text, library.title], **_QUIET)
-    library.save.click(choosing.save_set, [library.title, library.text], [library.title, library.text, *sets], **_QUIET)
-    library.delete.click(choosing.doubt, None, confirm, queue=False, **_QUIET)
-    library.keep.click(choosing.keep, None, confirm, queue=False, **_QUIET)
-    library.really.click(choosing.delete_set, asking.question_set, [*confirm, *sets[:-1]], **_QUIET)
+    asking.question_set.input(choosing.show_set, asking.question_set, [shelf.shown, shelf.delete], **_QUIET)
+    shelf.upload.upload(choosing.read_file, shelf.upload, [shelf.text, shelf.title], **_QUIET)
+    shelf.save.click(choosing.save_set, [shelf.title, shelf.text], [shelf.title, shelf.text, *sets], **_QUIET)
+    shelf.delete.click(choosing.doubt, None, confirm, queue=False, **_QUIET)
+    shelf.keep.click(choosing.keep, None, confirm, queue=False, **_QUIET)
+    shelf.really.click(choosing.delete_set, asking.question_set, [*confirm, *sets[:-1]], **_QUIET)
 
 
 def _wire_board(widgets: ArenaWidgets, scoring: Scoring, taking: Taking, page: gr.Blocks) -> None:

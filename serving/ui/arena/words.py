@@ -41,7 +41,7 @@ WORDS = Words(
         "refresh": ("刷新", "Refresh"),
         "all_votes": ("全部", "All"),
         "own_questions": ("自己出的题", "Questions people typed"),
-        "library": ("题库管理", "Question sets"),
+        "shelf": ("题库管理", "Question sets"),
         "set_title": ("新题库的名称", "Title of a new set"),
         "set_text": ("题目，一行一题", "Questions, one a line"),
         "set_hint": (
@@ -81,7 +81,6 @@ WORDS = Words(
         "left": ("左边", "Left"),
         "right": ("右边", "Right"),
         "winner": ("胜", "won"),
-        "digest": ("摘要", "digest"),
         "tokens": ("{n} tokens", "{n} tokens"),
         "speed": ("{rate:.1f} tokens/s", "{rate:.1f} tokens/s"),
         "first": ("首字 {ms:.0f} ms", "first token {ms:.0f} ms"),

@@ -14,7 +14,9 @@ from serving.ui.chat.layout import NONE, OWN, Widgets
 from serving.ui.models import first_adapter
 from serving.ui.sampling import params_from
 from serving.ui.texts import say as say_common
-from serving.ui.turns import HEARTBEAT_S, UPDATE_S
+
+UPDATE_S = 0.1  # a browser that draws more often falls behind
+HEARTBEAT_S = 0.5  # Gradio notices a closed page only when something is sent
 
 Steps = AsyncGenerator[Updates, None]
 
@@ -193,7 +195,7 @@ class Handlers:
                 if running.progress.tokens != drawn:
                     drawn, silent_s = running.progress.tokens, 0.0
                     yield self.drawing.live(running, visitor.language)
-                elif silent_s >= HEARTBEAT_S:  # Gradio notices a closed page only when something is sent
+                elif silent_s >= HEARTBEAT_S:
                     silent_s = 0.0
                     yield gr.skip()
             running = self.conversations.running(visitor.conversation_id)

@@ -73,14 +73,3 @@ document.addEventListener('keydown', (event) => {
 TOGGLE_LIST = "() => document.querySelector('#chat-side').classList.toggle('open')"
 
 FOCUS_QUESTION = "(...values) => { document.querySelector('#chat-question textarea')?.focus(); return values; }"
-
-# A file made in the browser: nothing of it lies on the server's disk.
-DOWNLOAD = """(file) => {
-  if (!file) return;
-  const { name, text } = JSON.parse(file);
-  const link = document.createElement('a');
-  link.href = URL.createObjectURL(new Blob([text], { type: 'application/octet-stream' }));
-  link.download = name;
-  link.click();
-  setTimeout(() => URL.revokeObjectURL(link.href), 1000);
-}"""

@@ -10,8 +10,9 @@ from serving.ui.chat.desk import Desk
 from serving.ui.chat.drawing import ChatServices
 from serving.ui.chat.handlers import Handlers
 from serving.ui.chat.layout import Widgets, lay_out
-from serving.ui.chat.script import DOWNLOAD, FOCUS_QUESTION, TOGGLE_LIST
+from serving.ui.chat.script import FOCUS_QUESTION, TOGGLE_LIST
 from serving.ui.models import refreshed
+from serving.ui.scripts import DOWNLOAD
 
 Event = dict[str, Any]
 

@@ -8,10 +8,10 @@ from html import escape
 
 from adapters.ui.words import Language
 from serving.conversation import AnswerRecord, Conversation, StoredMessage
-from serving.engine.sequence import FinishReason
 from serving.ui.chat.faces import avatar_class
 from serving.ui.chat.words import say
 from serving.ui.prose import prose
+from serving.ui.stats import digest_badge, stats_line
 from serving.ui.texts import say as say_common
 
 
@@ -49,26 +49,18 @@ def answer_bubble(
 
 def stats(record: AnswerRecord, language: Language, *, running: bool = False) -> str:
     """Who answered and how fast."""
-    parts = [f"<b>{escape(record.adapter)}</b>"]
-    if record.digest:
-        badges = " + ".join(f"<code>{escape(digest[:8])}</code>" for digest in record.digest.split("+"))
-        parts.append(f"{say_common(language, 'digest')} {badges}")
-    if record.first_token_s is None and running:
-        parts.append(say_common(language, "waiting"))
-    if record.first_token_s is not None:
-        parts.append(say_common(language, "tokens", n=record.tokens))
-        if record.tokens_per_s is not None:
-            parts.append(say_common(language, "speed", rate=record.tokens_per_s))
-        parts.append(say_common(language, "first", ms=record.first_token_s * 1000))
-    if record.finish_reason in (FinishReason.LENGTH, FinishReason.ABORT):
-        parts.append(say_common(language, record.finish_reason))
-    trouble = record.error
-    if record.finish_reason is None and not running:
-        trouble = trouble or say(language, "interrupted")
-    warned = f'<div class="trouble" role="alert">⚠ {escape(trouble)}</div>' if trouble else ""
-    seed = say_common(language, "seed", seed=record.seed)
-    state = "running" if running else "done"
-    return f'<div class="stats {state}" title="{seed}">{" · ".join(parts)}</div>{warned}'
+    digest = [digest_badge(record.digest, language)] if record.digest else []
+    return stats_line(
+        [f"<b>{escape(record.adapter)}</b>", *digest],
+        language,
+        running=running,
+        tokens=record.tokens,
+        first_token_s=record.first_token_s,
+        tokens_per_s=record.tokens_per_s,
+        finish_reason=record.finish_reason,
+        error=record.error,
+        seed=record.seed,
+    )
 
 
 def _question(message: StoredMessage, versions: list[StoredMessage], language: Language) -> str:

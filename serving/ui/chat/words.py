@@ -52,7 +52,6 @@ LINES: dict[str, Both] = {
     "resend": ("重新发送", "Send again"),
     "earlier": ("上一个版本", "Earlier version"),
     "later": ("下一个版本", "Later version"),
-    "interrupted": ("服务器中途停止，答案不完整", "the server stopped halfway through this answer"),
     "silent": ("（没有内容）", "(nothing said)"),
     "no_conversations": ("还没有对话，提个问题就开始了。", "No conversations yet. Ask something to begin."),
     "nothing_found": ("没有找到“{words}”。换个词试试。", "Nothing found for “{words}”. Try another word."),

@@ -8,11 +8,10 @@ from adapters.ui.tab import link_to
 from adapters.ui.words import Language
 from serving.comparison_store import SavedComparison, SavedLane, SavedTurn, Summary
 from serving.comparisons import LaneVerdict, ReplayStep
-from serving.engine.sequence import FinishReason
 from serving.ui.compare.panels import escaped
 from serving.ui.compare.words import say
-from serving.ui.texts import say as common
-from serving.ui.turns import NO_STATS, Bubble, bubble, thought
+from serving.ui.stats import NO_STATS, digest_badge, stats_line
+from serving.ui.turns import Bubble, bubble, thought
 
 
 def letter(slot: int, language: Language) -> str:
@@ -35,23 +34,16 @@ def stats(turn: SavedTurn, slot: int, base_name: str, language: Language, *, run
     lane = turn.of(slot)
     if lane is None:
         return NO_STATS
-    parts = [_badge(lane, base_name, language), _prompt_kind(lane, language)]
-    if lane.first_token_s is not None:
-        parts.append(common(language, "first", ms=lane.first_token_s * 1000))
-        if lane.tokens_per_s is not None:
-            parts.append(common(language, "speed", rate=lane.tokens_per_s))
-        parts.append(common(language, "tokens", n=len(lane.token_ids)))
-    elif running and lane.finish_reason is None:
-        parts.append(common(language, "waiting"))
-    if lane.finish_reason in (FinishReason.LENGTH, FinishReason.ABORT):
-        parts.append(common(language, lane.finish_reason.value))
-    if lane.finish_reason is None and not running:
-        parts.append(say(language, "interrupted"))
-    state = "running" if running and lane.finish_reason is None else "done"
-    text = " · ".join(f'<span class="figure">{part}</span>' for part in parts)
-    trouble = f'<div class="trouble" role="alert">⚠ {escaped(lane.error)}</div>' if lane.error else ""
-    return (
-        f'<div class="stats {state}" title="{common(language, "seed", seed=turn.sampling.seed)}">{text}</div>{trouble}'
+    return stats_line(
+        [_badge(lane, base_name, language), _prompt_kind(lane, language)],
+        language,
+        running=running,
+        tokens=len(lane.token_ids),
+        first_token_s=lane.first_token_s,
+        tokens_per_s=lane.tokens_per_s,
+        finish_reason=lane.finish_reason,
+        error=lane.error,
+        seed=turn.sampling.seed,
     )
 
 
@@ -96,7 +88,7 @@ def _badge(lane: SavedLane, base_name: str, language: Language) -> str:
     """`huanhuan@3 ×0.5 · digest 1a2b3c4d`."""
     strength = f" ×{lane.scale:g}" if lane.version and lane.scale != 1 else ""
     name = f"<b>{html.escape(lane.version or base_name)}{strength}</b>"
-    return f"{name} · {common(language, 'digest')} <code>{lane.digest[:8]}</code>" if lane.digest else name
+    return f"{name} · {digest_badge(lane.digest, language)}" if lane.digest else name
 
 
 def _prompt_kind(lane: SavedLane, language: Language) -> str:

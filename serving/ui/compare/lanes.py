@@ -17,8 +17,8 @@ from serving.comparison_store import SavedLane
 from serving.ui.compare.panels import view_panel
 from serving.ui.compare.words import say, t
 from serving.ui.models import choices, first_adapter, picker
+from serving.ui.stats import NO_STATS
 from serving.ui.texts import t as common
-from serving.ui.turns import NO_STATS
 
 MIN_LANES = 2
 VALUES_A_LANE = 4  # what `LaneWidgets.inputs` sends

@@ -2,7 +2,6 @@
 
 CSS = """
 .lane-4 { --lane: #b45309; } .lane-5 { --lane: #0369a1; }
-.stats .figure { white-space: nowrap; }
 .lane .icon-button[aria-label="Clear"], .lane .icon-button[aria-label="清空对话"] { display: none; }
 .lane-remove { align-self: start; height: 42px; }
 [id$="-panel"] .html-container, #compare-notice .html-container { padding: 0 !important; }

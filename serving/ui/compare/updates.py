@@ -13,7 +13,7 @@ from serving.comparisons import Comparisons
 from serving.ui.compare import drawing
 from serving.ui.compare.lanes import Updates, set_up, shown
 from serving.ui.compare.widgets import CompareWidgets
-from serving.ui.turns import NO_STATS
+from serving.ui.stats import NO_STATS
 
 
 class PageUpdates:

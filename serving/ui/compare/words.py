@@ -43,7 +43,6 @@ WORDS = Words(
         "no_prompt": ("无系统提示词", "no system prompt"),
         "own_prompt": ("自带提示词", "its own prompt"),
         "given_prompt": ("自定提示词", "prompt as given"),
-        "interrupted": ("中断：服务器在作答时停止了", "interrupted: the server stopped while it answered"),
         "gone": ("{model}（已不在）", "{model} (gone)"),
         "persona_prompt": (
             "你是{name}。请始终用{name}的身份和口吻回答。",
