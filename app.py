@@ -174,9 +174,9 @@ def build_app(services: Services) -> FastAPI:
     from serving.votes import VoteStore
     from serving.watch import WATCH_POLL_S, DirectoryWatcher, publish_found
     from training.api.fine_tuning import fine_tuning_router
-    from training.figures import JobFigures
-    from training.fine_tuning import FineTuning, bases_for
-    from training.jobs import JobQueue, Supervisor
+    from training.jobs.figures import JobFigures
+    from training.jobs.fine_tuning import FineTuning, bases_for
+    from training.jobs.queue import JobQueue, Supervisor
 
     settings, chat, database = services.settings, services.chat, services.database
     queue = JobQueue(settings.root)

@@ -26,7 +26,7 @@ from benchmarks.results import write_results
 from benchmarks.server import Server
 from benchmarks.shapes import BUNDLED_BASE, build_adapter, prompts
 from serving.load_client import Endpoint, Load, LoadReport, run_load
-from training.journal import METRICS_FILE, Journal
+from training.runs.journal import METRICS_FILE, Journal
 
 CLIENTS = 8
 ADAPTERS = 4

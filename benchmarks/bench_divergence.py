@@ -26,7 +26,7 @@ from adapters.settings import BUNDLED, DType, Settings
 from benchmarks.results import write_results
 from serving.engine.engine import Engine
 from serving.engine.sequence import Request, SamplingParams
-from training.formats import read_data
+from training.data.formats import read_data
 
 PERSONA = BUNDLED / "personas" / "wukong"
 DATA = (BUNDLED / "data" / "wukong.json", BUNDLED / "data" / "wukong_everyday.jsonl")

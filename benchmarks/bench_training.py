@@ -25,7 +25,7 @@ from adapters.renderer import ChatRenderer
 from adapters.settings import load_settings
 from benchmarks.results import write_results
 from training.config import Plan, TrainConfig, max_length_for, parse_config, plan_for
-from training.dataset import TrainingRow, load_dataset
+from training.data.dataset import TrainingRow, load_dataset
 from training.trainer import pick_targets, train, trainable, validation_loss
 
 TARGET = 0.95  # of the plain script's tokens a second

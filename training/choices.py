@@ -15,10 +15,10 @@ from adapters.errors import BianlianError, Invalid
 from adapters.settings import Device
 from training.combinations import check_combinations
 from training.config import PREFERENCES, Objective, TrainConfig
-from training.fine_tuning import FineTuning, FineTuningRequest
+from training.jobs.fine_tuning import FineTuning, FineTuningRequest
 
 if TYPE_CHECKING:
-    from training.preflight import Preflight
+    from training.data.preflight import Preflight
 
 Length = Literal["short", "normal", "long"]
 Strength = Literal["gentle", "normal", "strong"]
@@ -119,7 +119,7 @@ def suggested_name(filename: str) -> str:
 
 
 def _look(tuning: FineTuning, request: FineTuningRequest, device: Device, *, chosen: bool) -> "Preflight":
-    from training.preflight import Preflight, preflight
+    from training.data.preflight import Preflight, preflight
 
     with tuning.draft(request) as config:
         check_combinations(config)

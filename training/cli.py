@@ -15,15 +15,15 @@ from adapters.errors import BianlianError, Conflict, Invalid
 from adapters.manifest import check_name
 from adapters.settings import Device, load_settings
 from training.config import TrainConfig, parse_config
+from training.data.formats import FORMATS
+from training.data.sources import absolute
 from training.data_cli import data_cli
-from training.formats import FORMATS
 from training.job_cli import announce, jobs_cli
-from training.jobs import JobQueue
+from training.jobs.queue import JobQueue
 from training.quiet import silence_libraries
-from training.sources import absolute
 
 if TYPE_CHECKING:
-    from training.run import Finished, Started, Watcher
+    from training.runs.run import Finished, Started, Watcher
     from training.trainer import Evaluation, Progress
 
 _FOREIGN = "training.foreign_flags"
@@ -224,7 +224,7 @@ def _require_good(config: TrainConfig, console: Console) -> None:
     with console.status("reading data"):
         silence_libraries()
         from training.combinations import check_combinations
-        from training.run_data import check_data
+        from training.runs.run_data import check_data
 
         check_combinations(config)
         check_data(config)
@@ -236,7 +236,7 @@ def _prepared(
     """The run that options and recipe ask for, its data and base on this machine.
 
     Options count over the recipe, and the recipe over what options are by default."""
-    from training.hub_data import local_files
+    from training.data.hub_data import local_files
 
     recipe = None
     if recipe_file or foreign:
@@ -278,7 +278,7 @@ def train_with_progress(config: TrainConfig, root: Path, device: Device = "auto"
 
 def _run(config: TrainConfig | None, resume: str | None, root: Path, device: Device, console: Console) -> "Finished":
     with _watching(console) as watcher:
-        from training.run import resume_run, start_run
+        from training.runs.run import resume_run, start_run
 
         if config is None:
             assert resume is not None
@@ -312,7 +312,7 @@ def _watching(console: Console) -> "Iterator[Watcher]":
 
     with console.status("starting"):
         silence_libraries()
-        from training.run import Watcher
+        from training.runs.run import Watcher
 
     bar = Bar(
         TextColumn("{task.description}"),

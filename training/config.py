@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from adapters.errors import Invalid, nearest
 from adapters.manifest import PersonaCard
-from training.formats import Format
+from training.data.formats import Format
 
 Method = Literal["lora", "qlora", "full"]
 Objective = Literal["sft", "pretrain", "dpo", "kto", "orpo"]

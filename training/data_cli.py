@@ -10,11 +10,11 @@ from rich.console import Console
 from adapters.errors import Invalid
 from adapters.settings import load_settings
 from training.config import TrainConfig, parse_config
-from training.formats import FORMATS
+from training.data.formats import FORMATS
 from training.quiet import silence_libraries
 
 if TYPE_CHECKING:
-    from training.preflight import Preflight, PreviewRow
+    from training.data.preflight import Preflight, PreviewRow
 
 _LISTED = 10  # findings of a kind shown on a terminal; --json has all
 
@@ -103,7 +103,7 @@ def preview_command(
     console = Console()
     with console.status("reading"):
         silence_libraries()
-        from training.preflight import preview_of
+        from training.data.preflight import preview_of
 
         shown = preview_of(config, rows)
     if as_json:
@@ -125,7 +125,7 @@ def convert_command(
     """Write files of any format as one file of another. Rows the other format has no place for are named, and left out.
 
     Exit code 2 when no row is left."""
-    from training.convert import convert_files
+    from training.data.convert import convert_files
 
     written, bad = convert_files(_config(files, dataset, dataset_dir, None, {"format": format}), to, out)
     for row in bad:
@@ -141,8 +141,8 @@ def split_command(
     out: Annotated[Path, typer.Option(help="Directory to write to.")] = Path("."),
 ) -> None:
     """Write a file's rows as two files, for training and validation. Equal rows stay together, unchanged."""
-    from training.convert import split_file
-    from training.hub_data import local_files
+    from training.data.convert import split_file
+    from training.data.hub_data import local_files
 
     for local in local_files([file]):
         for path, rows in split_file(local, share, seed, out):
@@ -152,7 +152,7 @@ def split_command(
 def _config(
     files: list[str] | None, dataset: str | None, dataset_dir: Path | None, base: str | None, values: dict[str, object]
 ) -> TrainConfig:
-    from training.hub_data import local_files
+    from training.data.hub_data import local_files
 
     # One argument may name several, as --data does.
     named = {
@@ -166,7 +166,7 @@ def _config(
 def _preflight(config: TrainConfig, preview_rows: int) -> "Preflight":
     with Console(stderr=True).status("reading"):
         silence_libraries()
-        from training.preflight import preflight
+        from training.data.preflight import preflight
 
         return preflight(config, device=load_settings().device, preview_rows=preview_rows)
 

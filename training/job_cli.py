@@ -8,8 +8,8 @@ from rich.console import Console
 from rich.table import Table
 
 from adapters.settings import Settings, load_settings
-from training.jobs import LOG_FILE, Job, JobQueue, is_supervised, supervise_apart
-from training.journal import Event, State
+from training.jobs.queue import LOG_FILE, Job, JobQueue, is_supervised, supervise_apart
+from training.runs.journal import Event, State
 
 JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="A run's name, as `bianlian jobs list` shows it.")]
 

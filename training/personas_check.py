@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from adapters.settings import BUNDLED
-from training.formats import Example, read_data
+from training.data.formats import Example, read_data
 from training.samples import DATA, sample_config, sample_names
 
 PORTRAITS = BUNDLED / "portraits"

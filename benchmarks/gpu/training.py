@@ -45,7 +45,7 @@ def package_and_trl(run: Run, shape: Shape) -> tuple[float, float]:
 
     from training import trainer
     from training.config import Plan, TrainConfig
-    from training.dataset import TrainingRow
+    from training.data.dataset import TrainingRow
 
     rng = random.Random(0)
     length, rows = min(512, shape.length), 128 if run.on_cuda else 16

@@ -29,7 +29,7 @@ from serving.vote_export import exported, pairs, to_uploads
 from serving.votes import NO_SET, UNVOTED_KEPT_S, VotedLane, VoteStore
 from tests.serving.running import RunningServer, running_server
 from tests.serving.test_api import settings_for
-from training.preferences import load_preferences
+from training.data.preferences import load_preferences
 
 POOL = ["tiny", "r2", "r8 ×0.5"]
 SAMPLING = Sampling(temperature=0.8, top_p=1, top_k=0, min_p=0, repetition_penalty=1, seed=3, max_tokens=16)

@@ -16,7 +16,7 @@ from serving.database.tables import messages
 from serving.files import FileStore
 from serving.history import History, new_conversation_id
 from serving.system_prompts import SystemPrompts
-from training.formats import Example, read_data
+from training.data.formats import Example, read_data
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,8 @@ from serving.probe import Probe
 from tests.serving.running import RunningServer, running_server
 from tests.serving.test_api import settings_for
 from training.config import parse_config
-from training.journal import Journal
-from training.run import start_run
+from training.runs.journal import Journal
+from training.runs.run import start_run
 
 ROWS = [{"instruction": f"say {n}", "output": f"{n} and {n + 1}", "system": "You count."} for n in range(12)]
 PROMPTS = ["say 3", "say 4"]

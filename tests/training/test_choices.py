@@ -10,8 +10,8 @@ from adapters.errors import BianlianError, Invalid, NotFound
 from serving.files import FileStore
 from training.choices import EPOCHS, STRENGTHS, Choices, check, suggested_name
 from training.config import auto_learning_rate
-from training.fine_tuning import FineTuning, FineTuningRequest
-from training.jobs import JobQueue
+from training.jobs.fine_tuning import FineTuning, FineTuningRequest
+from training.jobs.queue import JobQueue
 
 ROWS = [{"instruction": f"say {n}", "output": f"{n} and {n + 1}"} for n in range(40)]
 PAIRS = [

@@ -19,8 +19,8 @@ from adapters.store import AdapterStore
 from tests.adapters.test_snapshots import add
 from tests.training.test_jobs import submit
 from training.job_cli import jobs_cli
-from training.jobs import JobQueue, Supervisor
-from training.journal import Journal, State
+from training.jobs.queue import JobQueue, Supervisor
+from training.runs.journal import Journal, State
 
 
 def finished(queue: JobQueue, adapter: Path, days_ago: int, state: State = "succeeded") -> Journal:

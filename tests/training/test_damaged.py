@@ -15,9 +15,9 @@ from tests.adapters.test_snapshots import add
 from tests.training.test_jobs import ended_process, submit
 from training.api.objects import checkpoint_objects, job_object
 from training.job_cli import jobs_cli
-from training.jobs import JobQueue, Supervisor
-from training.journal import SILENT_S
-from training.result_files import result_file_ids
+from training.jobs.queue import JobQueue, Supervisor
+from training.jobs.result_files import result_file_ids
+from training.runs.journal import SILENT_S
 
 FILES = [
     "status.json",

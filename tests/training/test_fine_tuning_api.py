@@ -25,10 +25,10 @@ from tests.serving.test_api import settings_for
 from tests.serving.test_metrics import scrape, value
 from training.api.objects import job_object
 from training.config import TrainConfig
-from training.fine_tuning import FineTuning, FineTuningRequest, check_files
-from training.jobs import JobQueue
-from training.journal import Journal
-from training.run import run_job
+from training.jobs.fine_tuning import FineTuning, FineTuningRequest, check_files
+from training.jobs.queue import JobQueue
+from training.runs.journal import Journal
+from training.runs.run import run_job
 
 PATIENCE_S = 120
 ROWS = [
@@ -151,7 +151,7 @@ def test_a_job_ends_as_a_model_that_answers(
 
 
 def rendered(config: TrainConfig) -> list[list[int]]:
-    from training.run_data import check_data
+    from training.runs.run_data import check_data
 
     return [row.input_ids for row in check_data(config).main.rows]
 

@@ -24,10 +24,10 @@ from adapters.errors import BianlianError, Conflict, Invalid, NotFound
 from adapters.store import AdapterStore
 from tests.training.test_run import ROWS, config, overflowing
 from training.config import TrainConfig
-from training.failures import explain
-from training.jobs import JobQueue, Supervisor, is_supervised
-from training.journal import SILENT_S, Journal, Process, State, Status
-from training.run import Watcher, run_job, start_run
+from training.jobs.queue import JobQueue, Supervisor, is_supervised
+from training.runs.failures import explain
+from training.runs.journal import SILENT_S, Journal, Process, State, Status
+from training.runs.run import Watcher, run_job, start_run
 
 PATIENCE_S = 120
 
@@ -186,7 +186,7 @@ def test_a_paused_run_goes_on_to_the_same_adapter(tiny_base: Path, tmp_path: Pat
 
 
 def training_rows(journal: Journal) -> Any:
-    from training.run_data import check_data
+    from training.runs.run_data import check_data
 
     asked = journal.config().train
     return check_data(asked).parts(asked)[0]
@@ -304,7 +304,7 @@ def test_two_supervisors_of_one_home_start_a_run_once(tmp_path: Path) -> None:
 
 def test_the_queue_needs_no_torch() -> None:
     code = (
-        "import sys, training.jobs, training.job_cli, training.figures, training.api.fine_tuning\n"
+        "import sys, training.jobs.queue, training.job_cli, training.jobs.figures, training.api.fine_tuning\n"
         "assert not {'torch', 'transformers', 'trl'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -10,8 +10,8 @@ import pytest
 from adapters.errors import Invalid
 from tests.training.test_run import config
 from training.config import TrainConfig, parse_config
-from training.fine_tuning import FineTuningRequest, _config
-from training.formats import read_data
+from training.data.formats import read_data
+from training.jobs.fine_tuning import FineTuningRequest, _config
 from training.recipes.prepare import with_recipe
 
 NUMBERS = [
@@ -112,7 +112,7 @@ def test_half_a_pair_within_json_within_json_is_found_too(tmp_path: Path) -> Non
 
 def test_the_largest_values_still_make_a_run(tiny_base: Path, tmp_path: Path) -> None:
     """The bounds are where something would break, and not before."""
-    from training.run import start_run
+    from training.runs.run import start_run
 
     largest = {"lora_alpha": 65536, "max_steps": 1, "max_samples": 10**9, "warmup": 10**9, "save_steps": 10**9}
     largest |= {"eval_steps": 10**9, "snapshot_steps": 10**9, "max_grad_norm": 10**9, "early_stopping": 10**9}

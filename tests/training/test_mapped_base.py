@@ -20,9 +20,9 @@ TRAINING = """
 import json, sys
 from pathlib import Path
 import torch
-from training import run
+from training.runs import run
 from training.config import parse_config
-from training.run import Watcher, start_run
+from training.runs.run import Watcher, start_run
 
 def mappings():
     # [(start, end, file, {figure: kB})], as the kernel has them

@@ -18,11 +18,11 @@ from serving.engine.engine import Engine
 from tests.serving.test_engine import version_of
 from tests.serving.test_peft_variants import answers
 from tests.serving.test_peft_variants import asked as request_for
-from training.bases import check_base_name
 from training.config import Plan, TrainConfig, plan_for
-from training.dataset import TrainingRow
-from training.files import Place
-from training.run import start_run
+from training.data.dataset import TrainingRow
+from training.data.files import Place
+from training.runs.bases import check_base_name
+from training.runs.run import start_run
 from training.trainer import Progress, Trained, Validation, add_adapter, last_checkpoint, save_adapter, train, trainable
 from training.trainer.objectives import build
 from training.trainer.scoring import validation_loss

@@ -12,8 +12,8 @@ from adapters.base_model import BaseModel, load_base
 from adapters.errors import Invalid
 from adapters.renderer import ChatRenderer
 from training.config import Plan, TrainConfig, plan_for
-from training.dataset import load_dataset
-from training.preferences import PreferenceDataset, load_preferences
+from training.data.dataset import load_dataset
+from training.data.preferences import PreferenceDataset, load_preferences
 from training.trainer import (
     Evaluation,
     Progress,

@@ -12,7 +12,7 @@ from tests import templates, tiny
 from tests.serving.running import RunningServer, running_server
 from tests.serving.test_api import settings_for
 from training.base_info import read_base
-from training.dataset import NOT_LEARNED, load_dataset
+from training.data.dataset import NOT_LEARNED, load_dataset
 
 TOOLS = [
     {

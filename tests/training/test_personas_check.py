@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from adapters.renderer import Message, Role
-from training.files import Place
-from training.formats import Example
+from training.data.files import Place
+from training.data.formats import Example
 from training.personas_check import (
     EXPECTED,
     Expected,

@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from training.config import TrainConfig
-from training.jobs import JobQueue
-from training.journal import Journal, Metric
-from training.progress import MAX_POINTS, curves_of, read_progress, stamp_of, thinned
+from training.jobs.progress import MAX_POINTS, curves_of, read_progress, stamp_of, thinned
+from training.jobs.queue import JobQueue
+from training.runs.journal import Journal, Metric
 
 
 def begun(tmp_path: Path) -> tuple[JobQueue, Journal]:

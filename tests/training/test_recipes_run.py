@@ -13,7 +13,7 @@ from adapters.store import AdapterStore
 from app import cli
 from tests.hub_mirror import Mirror, files_in
 from training.config import TrainConfig
-from training.journal import Journal
+from training.runs.journal import Journal
 
 ROWS = [{"instruction": f"say {n}", "input": "", "output": f"{n} and {n + 1}"} for n in range(8)]
 
@@ -91,7 +91,7 @@ def test_a_llama_factory_recipe_is_trained_and_published(tiny_base: Path, tmp_pa
 
 
 def test_data_sets_of_a_recipe_come_from_its_list(tiny_base: Path, tmp_path: Path, rows: Path) -> None:
-    pytest.importorskip("training.dataset_info", reason="reading dataset_info.json is not part of this tree")
+    pytest.importorskip("training.data.dataset_info", reason="reading dataset_info.json is not part of this tree")
     (tmp_path / "dataset_info.json").write_text(json.dumps({"counting": {"file_name": rows.name}}))
     train(
         "--config",

@@ -22,12 +22,12 @@ from adapters.errors import BianlianError, Conflict, Invalid, NotFound
 from adapters.lending import BaseLost, Lender, terms_of
 from adapters.renderer import ChatRenderer
 from adapters.store import AdapterStore
-from training import run as run_module
 from training.cli import _print_result
 from training.config import TrainConfig, parse_config
-from training.jobs import JobQueue
-from training.journal import Journal, Metric, Process, RunConfig, Status
-from training.run import Watcher, resume_run, start_run
+from training.jobs.queue import JobQueue
+from training.runs import run as run_module
+from training.runs.journal import Journal, Metric, Process, RunConfig, Status
+from training.runs.run import Watcher, resume_run, start_run
 
 ROWS = [{"instruction": f"say {n}", "output": f"{n} and {n + 1}", "system": "You count."} for n in range(12)]
 
@@ -175,7 +175,7 @@ def test_a_failed_run_says_so_and_publishes_nothing(
     def full(*args: Any, **kwargs: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("training.publishing.save_adapter", full)
+    monkeypatch.setattr("training.runs.publishing.save_adapter", full)
     with pytest.raises(BianlianError, match="Free space"):
         go(config(tiny_base, tmp_path), tmp_path / "home")
     (directory,) = (tmp_path / "home" / "runs").iterdir()
@@ -223,7 +223,7 @@ def test_a_run_killed_while_it_publishes_leaves_nothing_half_done_and_goes_on(ti
         "import os, signal, sys\n"
         "from pathlib import Path\n"
         "from adapters.store import AdapterStore\n"
-        "from training.run import run_job\n"
+        "from training.runs.run import run_job\n"
         "AdapterStore._rename_to_next_number = lambda *given: os.kill(os.getpid(), signal.SIGKILL)\n"
         "run_job(Path(sys.argv[1]), device='cpu')\n"
     )

@@ -11,8 +11,8 @@ from adapters.snapshots import RunSnapshots
 from adapters.store import AdapterStore
 from tests.training.test_run import config, go, interrupt_at
 from training.config import TrainConfig
-from training.run import resume_run
-from training.snapshots import DEMO_PROMPTS, demo_prompts, is_due, keeps_snapshots
+from training.runs.run import resume_run
+from training.runs.snapshots import DEMO_PROMPTS, demo_prompts, is_due, keeps_snapshots
 
 
 def due(steps: int, every: int | None) -> list[int]:

@@ -16,10 +16,10 @@ from adapters.errors import Invalid
 from training.cli import register
 from training.combinations import check_combinations
 from training.config import Plan, TrainConfig, parse_config, plan_for
-from training.dataset import TrainingRow
-from training.files import Place
-from training.journal import Journal
-from training.run import Watcher, start_run
+from training.data.dataset import TrainingRow
+from training.data.files import Place
+from training.runs.journal import Journal
+from training.runs.run import Watcher, start_run
 from training.trainer import Evaluation, Trained, Validation, last_checkpoint, train, trainable, validation_loss
 
 ROWS = [TrainingRow([*range(9 + n, 19 + n)], [-100] * 4 + [*range(13 + n, 19 + n)], Place("x", n)) for n in range(8)]

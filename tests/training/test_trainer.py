@@ -11,7 +11,7 @@ from adapters.base_model import BaseModel, load_base
 from adapters.errors import Invalid
 from adapters.renderer import ChatRenderer
 from training.config import Plan, TrainConfig, auto_learning_rate, plan_for
-from training.dataset import TrainingRow, load_dataset
+from training.data.dataset import TrainingRow, load_dataset
 from training.trainer import (
     KEPT_CHECKPOINTS,
     LengthGroupedRows,

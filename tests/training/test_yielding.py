@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-import training.yielding as yielding_module
+import training.runs.yielding as yielding_module
 from tests.adapters.test_presence import OtherServer, other_server
-from training.nice import NICENESS
-from training.yielding import PAUSE_S, QUIET_S, SHARE, Yielding
+from training.runs.nice import NICENESS
+from training.runs.yielding import PAUSE_S, QUIET_S, SHARE, Yielding
 
 
 class Clock:
@@ -125,7 +125,7 @@ def test_threads_are_halved_while_the_server_is_in_use(tmp_path: Path, clock: Cl
 NICE = """
 import os, sys, threading
 from pathlib import Path
-from training.yielding import Yielding
+from training.runs.yielding import Yielding
 woken = threading.Event()
 threading.Thread(target=woken.wait).start()
 yielding = Yielding(Path(sys.argv[1]))

@@ -16,8 +16,8 @@ from serving.lifecycle import AdapterLifecycle
 from serving.own_thread import run_on_own_thread
 from tests.ui.browser import Server
 from tests.ui.conftest import OpenPage
-from training.fine_tuning import FineTuning
-from training.jobs import JobQueue
+from training.jobs.fine_tuning import FineTuning
+from training.jobs.queue import JobQueue
 from training.ui.charts import Line, bar_chart, line_chart, nice_ticks, share_bar, short
 from training.ui.desk import Desk
 from training.ui.form import KNOBS, choices_of

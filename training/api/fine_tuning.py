@@ -20,9 +20,9 @@ from training.api.objects import (
     event_object,
     job_object,
 )
-from training.fine_tuning import FineTuning, FineTuningRequest
-from training.jobs import Job
-from training.result_files import result_file_ids
+from training.jobs.fine_tuning import FineTuning, FineTuningRequest
+from training.jobs.queue import Job
+from training.jobs.result_files import result_file_ids
 
 POLL_S = 0.3  # how soon a stream notices a new event
 KEEP_ALIVE_S = 15

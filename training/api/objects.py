@@ -9,9 +9,9 @@ from pydantic import BaseModel, ConfigDict
 
 from adapters.errors import Invalid
 from adapters.snapshots import RunSnapshots
-from training.fine_tuning import FineTuningRequest, Method, read_request
-from training.jobs import RESUMABLE, Job
-from training.journal import Event, Metric, State
+from training.jobs.fine_tuning import FineTuningRequest, Method, read_request
+from training.jobs.queue import RESUMABLE, Job
+from training.runs.journal import Event, Metric, State
 
 log = logging.getLogger(__name__)
 

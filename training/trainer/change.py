@@ -5,7 +5,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from training.dataset import TrainingRow
+from training.data.dataset import TrainingRow
 from training.trainer.scoring import Row, log_likelihoods
 
 _ROWS = 8

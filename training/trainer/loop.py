@@ -13,7 +13,7 @@ from transformers import TrainerCallback
 
 from adapters.base_model import BaseModel
 from training.config import Plan, TrainConfig
-from training.preferences import PreferenceRow
+from training.data.preferences import PreferenceRow
 from training.trainer.adapter import load_weights
 from training.trainer.objectives import KEPT_CHECKPOINTS, build
 from training.trainer.quiet import quiet

@@ -20,8 +20,8 @@ from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
 from adapters.base_model import BaseModel
 from training.config import Plan, TrainConfig
-from training.dataset import NOT_LEARNED, TrainingRow
-from training.preferences import PreferenceRow
+from training.data.dataset import NOT_LEARNED, TrainingRow
+from training.data.preferences import PreferenceRow
 from training.trainer.adapter import compute_dtype, save_weights
 from training.trainer.packing import PackedBatch, pack
 from training.trainer.sampler import LengthGroupedRows

@@ -12,7 +12,7 @@ from datasets import Dataset as TokenTable
 from trl import pack_dataset
 
 from adapters.base_model import BaseModel
-from training.dataset import NOT_LEARNED, TrainingRow
+from training.data.dataset import NOT_LEARNED, TrainingRow
 
 _TRIAL_TOKENS = 24  # of each of two rows
 

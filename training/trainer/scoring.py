@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from training.config import Objective
-from training.dataset import NOT_LEARNED, TrainingRow
-from training.preferences import PreferenceRow
+from training.data.dataset import NOT_LEARNED, TrainingRow
+from training.data.preferences import PreferenceRow
 
 _TOKENS = 4096  # padded tokens in one forward pass
 

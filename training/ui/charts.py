@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-from training.progress import Point
+from training.jobs.progress import Point
 
 _TICKS = 4
 

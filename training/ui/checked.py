@@ -6,7 +6,7 @@ from html import escape
 
 from adapters.ui.words import Language
 from training.choices import Checked
-from training.preflight import Finding, Preflight, PreviewRow
+from training.data.preflight import Finding, Preflight, PreviewRow
 from training.ui.charts import bar_chart, share_bar
 from training.ui.words import say
 

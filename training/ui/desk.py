@@ -13,7 +13,7 @@ from adapters.errors import BianlianError
 from adapters.snapshots import snapshot_id
 from adapters.ui.tab import link_to
 from adapters.ui.words import Language, language_of
-from training.jobs import Job
+from training.jobs.queue import Job
 from training.ui import run_html
 from training.ui.checked import trouble
 from training.ui.form import choices_of

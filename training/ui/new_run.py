@@ -15,8 +15,8 @@ import gradio as gr
 from adapters.errors import BianlianError, Invalid
 from adapters.ui.words import Language, language_of
 from training.choices import Checked, Choices, check, suggested_name
-from training.files import SUFFIXES
-from training.jobs import Job
+from training.data.files import SUFFIXES
+from training.jobs.queue import Job
 from training.ui import checked as html
 from training.ui.form import Form, choices_of, settings_form
 from training.ui.services import TrainServices

@@ -7,8 +7,8 @@ from html import escape
 from adapters.snapshots import snapshot_id
 from adapters.ui.tab import link_to
 from adapters.ui.words import Language
-from training.jobs import Job
-from training.progress import RunProgress
+from training.jobs.progress import RunProgress
+from training.jobs.queue import Job
 from training.ui.charts import Line, line_chart, short
 from training.ui.checked import duration, table
 from training.ui.services import ProbeRow

@@ -14,8 +14,8 @@ import gradio as gr
 from adapters.errors import BianlianError
 from adapters.snapshots import RunSnapshots
 from adapters.ui.words import Language
-from training.jobs import RESUMABLE, STOPPABLE, Job, JobQueue, is_supervised
-from training.progress import RunProgress, read_progress, stamp_of
+from training.jobs.progress import RunProgress, read_progress, stamp_of
+from training.jobs.queue import RESUMABLE, STOPPABLE, Job, JobQueue, is_supervised
 from training.ui import run_html
 from training.ui.services import ProbeRow, Probes, TrainServices
 from training.ui.words import t

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from adapters.settings import Device
 from adapters.ui.tab import ViewerOf
-from training.fine_tuning import FineTuning
+from training.jobs.fine_tuning import FineTuning
 
 
 class ProbeCell(Protocol):

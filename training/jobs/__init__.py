@@ -1,0 +1,1 @@
+"""Runs that wait for each other: the queue, and fine-tuning as others ask for it."""

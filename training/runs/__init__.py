@@ -1,0 +1,1 @@
+"""One run: its directory, its process, and what it publishes."""
