@@ -38,6 +38,7 @@ class LaneVerdict:
 class ReplayStep:
     turn: int
     now: SavedTurn  # what the lanes have said again so far; those that are gone are not among them
+    grown: frozenset[int]  # slots that have said more since the last step
     verdicts: tuple[LaneVerdict, ...]  # of what has ended
 
 
@@ -101,19 +102,19 @@ class Comparisons:
                 except BianlianError as error:
                     verdicts.append(LaneVerdict(number, lane.slot, "gone", why=error.message))
             if not pinned:
-                yield ReplayStep(number, turn.model_copy(update={"lanes": ()}), tuple(verdicts))
+                yield ReplayStep(number, turn.model_copy(update={"lanes": ()}), frozenset(), tuple(verdicts))
                 continue
             live = await self._start(before, turn.question, turn.sampling, pinned, key)
             live.start()
             try:
-                async with aclosing(live.watch()) as grown:
-                    async for _ in grown:
-                        yield ReplayStep(number, live.turn(), tuple(verdicts))
+                async with aclosing(live.watch()) as steps:
+                    async for grown in steps:
+                        yield ReplayStep(number, live.turn(), frozenset(grown), tuple(verdicts))
             finally:
                 live.stop()
             now = live.turn()
             verdicts += [_verdict(number, lane, then) for lane in now.lanes if (then := turn.of(lane.slot))]
-            yield ReplayStep(number, now, tuple(verdicts))
+            yield ReplayStep(number, now, frozenset(), tuple(verdicts))
 
     async def token_scores(
         self, saved: SavedComparison, turn: int, slot: int, *, base_prompt: BasePrompt = "same", key: str = ""

@@ -13,7 +13,7 @@ from serving.compare import MAX_LANES, Lane
 from serving.comparison_store import SavedComparison, slots_of
 from serving.comparisons import BasePrompt, ReplayStep
 from serving.ui.compare import drawing
-from serving.ui.compare.following import Stream, follow, in_view
+from serving.ui.compare.following import HEARTBEAT, Stream, follow, in_view
 from serving.ui.compare.lanes import Updates, choosing, lanes_of
 from serving.ui.compare.updates import PageUpdates
 from serving.ui.compare.views import View
@@ -103,14 +103,21 @@ class Reading:
     async def _replay(
         self, saved: SavedComparison, viewer: Viewer, language: Language, stopped: asyncio.Event
     ) -> Stream:
-        step = None
+        step, turn, silent = None, -1, 0
         async with aclosing(self.comparisons.replay(saved.id, key=viewer.key)) as steps:
             async for step in steps:
-                again = saved.model_copy(update={"turns": (*saved.turns[: step.turn], step.now)})
-                drawn = self.page.drawn(again, slots_of(again.turns), language, running=True)
-                yield {**drawn, **self.page.notice(drawing.replay_notice(saved, step, language, ended=False))}
                 if stopped.is_set():
                     break
+                again = saved.model_copy(update={"turns": (*saved.turns[: step.turn], step.now)})
+                silent = 0 if step.grown else silent + 1
+                if step.turn > turn:
+                    turn = step.turn
+                    drawn = self.page.drawn(again, slots_of(again.turns), language, running=True)
+                    yield {**drawn, **self.page.notice(drawing.replay_notice(saved, step, language, ended=False))}
+                elif step.grown:
+                    yield self.page.drawn(again, step.grown, language, running=True)
+                elif silent % HEARTBEAT == 0:
+                    yield self.page.nothing()
         said = self.page.drawn(saved, slots_of(saved.turns), language, running=False)
         yield {**said, **self.page.notice(self._outcome(saved, step, language, stopped.is_set()))}
         yield self.page.idle()
