@@ -69,8 +69,13 @@ class Visit:
 
     def assert_kept_to(self, url: str) -> None:
         """No other host was asked for anything, and the console has no error."""
-        assert [asked for asked in self.requests if not asked.startswith((url, "data:", "blob:"))] == []
-        assert self.errors == []
+        elsewhere = [asked for asked in self.requests if not asked.startswith((url, "data:", "blob:"))]
+        assert not elsewhere, elsewhere
+        assert not self.errors, self.errors
+
+    def close(self) -> None:
+        self.leaving = True
+        self.page.context.close()
 
 
 def start(settings: Settings) -> Server:

@@ -52,7 +52,7 @@ def open_page(browser: Browser, studio: Server) -> Iterator[OpenPage]:
 
     yield open_one
     for seen in visits:
-        seen.page.context.close()
+        seen.close()
     for seen in visits:
         seen.assert_kept_to(studio.url)
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -204,11 +205,19 @@ ADMIN = Admin()
 
 @pytest.fixture(scope="module")
 def slow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A base whose random weights never stop by themselves: an answer
-    can be watched while it grows."""
+    """A base whose random weights never stop by themselves, on a slow machine: there is time to do something while an
+    answer grows, however busy the browser is."""
     home = tmp_path_factory.mktemp("slow")
     base = tiny.save_base(home / "slow", layers=4, hidden=128)
     running = start(Settings(home=home, base=str(base), device="cpu", dtype="float32", kv_cache_memory=0.1))
+    engine = running.services.engine.engine
+    step = engine.step
+
+    def slowly() -> object:
+        time.sleep(0.02)
+        return step()
+
+    engine.step = slowly
     yield running
     running.close()
 
@@ -239,7 +248,7 @@ def test_a_reload_in_the_middle_of_an_answer_loses_nothing(browser: Browser, slo
     kept = found.branch[-1].answer
     assert len(found.messages) == 2 and kept is not None and kept.finish_reason in ("length", "stop")
     assert tokens(page) == kept.tokens
-    page.context.close()
+    seen.close()
     seen.assert_kept_to(slow.url)
 
 

@@ -76,7 +76,7 @@ def visitor(browser: Browser, server: Server) -> Iterator[Visit]:
     seen = visit(context, f"{server.url}/?tab=compare")
     expect(seen.page.locator("#compare-send")).to_be_visible()
     yield seen
-    context.close()
+    seen.close()
     seen.assert_kept_to(server.url)
 
 
