@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 import uvicorn
-from playwright.sync_api import BrowserContext, Page, Request, expect
+from playwright.sync_api import BrowserContext, ConsoleMessage, Page, Request, expect
 from playwright.sync_api import TimeoutError as PlaywrightTimeout
 
 import app
@@ -22,6 +22,7 @@ CHROMIUM_ARGS = [
     "--no-first-run",
 ]
 TIMEOUT_MS = 60_000  # a shared machine may be slow; nothing waits this long when it works
+LEAVING = "this document goes away"
 expect.set_options(timeout=TIMEOUT_MS)
 
 
@@ -49,22 +50,30 @@ class Visit:
     errors: list[str] = field(default_factory=list)
     pending: set[Request] = field(default_factory=set)
     streams: int = 0  # of events, ended since the page was opened or loaded again
-    leaving: bool = False  # from one document to the next
+    leaving: bool = False  # one document, until the next has loaded
 
     def begin(self, request: Request) -> None:
         if request.is_navigation_request():
             self.pending.clear()
-            self.streams, self.leaving = 0, True
+            self.streams = 0
         self.pending.add(request)
 
     def end(self, request: Request) -> None:
         self.pending.discard(request)
         self.streams += "/queue/data" in request.url
-        self.leaving = self.leaving and not request.is_navigation_request()
+
+    def arrive(self) -> None:
+        self.leaving = False
+
+    def note(self, line: ConsoleMessage) -> None:
+        if line.text == LEAVING:
+            self.leaving = True
+        elif line.type == "error":
+            self.note_error(line.text)
 
     def note_error(self, text: str) -> None:
         """A document that goes away cuts its streams, and Gradio says so: that is no error of the page's."""
-        if not (self.leaving and "Connection errored out" in text):
+        if not (self.leaving and any(cut in text for cut in ("Connection errored out", "AbortError"))):
             self.errors.append(text)
 
     def assert_kept_to(self, url: str) -> None:
@@ -100,8 +109,10 @@ def visit(context: BrowserContext, url: str) -> Visit:
     page.on("request", lambda request: seen.begin(request))
     page.on("requestfinished", lambda request: seen.end(request))
     page.on("requestfailed", lambda request: seen.end(request))
-    page.on("console", lambda line: seen.note_error(line.text) if line.type == "error" else None)
-    page.on("pageerror", lambda error: seen.errors.append(str(error)))
+    page.on("console", lambda line: seen.note(line))
+    page.on("pageerror", lambda error: seen.note_error(str(error)))
+    page.on("load", lambda _: seen.arrive())
+    page.add_init_script(f"addEventListener('beforeunload', () => console.debug('{LEAVING}'))")
     page.goto(url)
     # A settled page, if it settles soon; some asset of Gradio's is now and then still open after a minute.
     with suppress(PlaywrightTimeout):

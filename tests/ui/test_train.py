@@ -203,12 +203,11 @@ def desk_for(home: Path, base: Path, *, admin: bool) -> Desk:
     return Desk(TrainServices(tuning, "cpu", viewer_of, Nobody(), publish, apart), [None] * (8 + len(KNOBS)))
 
 
-@pytest.mark.studio
 def test_without_the_admin_key_nothing_is_shown_and_nothing_done(tiny_base: Path, tmp_path: Path) -> None:
     desk = desk_for(tmp_path, tiny_base, admin=False)
     upload = data_file(tmp_path, "rows.json", rows(12))
     file = desk.new.take(str(data_file(tmp_path, "other.json", rows(12))))
-    request = gr.Request(headers={"accept-language": "en"}, query_params={"tab": "train"})
+    request = gr.Request(headers={"accept-language": "en"}, query_params={"tab": "train"}, cookies={})
     values = [file, "face", "short", "normal", "", "", "tiny", "auto", *[None] * len(KNOBS)]
 
     async def drained(generator: Any) -> list[Any]:
