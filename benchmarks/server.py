@@ -16,7 +16,8 @@ READY_WITHIN_S = 300
 
 
 class Server:
-    """Prefix cache off, no UI. `module` may name another program with the same command line as `app`."""
+    """Prefix cache off, and no UI unless it is asked for. `module` may name another program with the same command line
+    as `app`."""
 
     def __init__(
         self,
@@ -27,13 +28,14 @@ class Server:
         quantize: str = "none",
         module: str = "app",
         environment: dict[str, str] | None = None,
+        ui: bool = False,
     ):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         self.url = f"http://127.0.0.1:{port}"
-        command = [sys.executable, "-m", module, "serve", "--base", str(base), "--port", str(port), "--no-ui"]
-        command += ["--quantize", quantize]
+        command = [sys.executable, "-m", module, "serve", "--base", str(base), "--port", str(port)]
+        command += ["--quantize", quantize, *([] if ui else ["--no-ui"])]
         for name, path in (adapters or {}).items():
             command += ["--adapter", f"{name}={path}"]
         settings = {"BIANLIAN_HOME": str(home), "BIANLIAN_PREFIX_CACHE": "false"} | (environment or {})

@@ -33,7 +33,16 @@ def lay_out_actions() -> Actions:
     """The chosen adapter: first what there is to say of it, then what may be done."""
     about = gr.HTML("", elem_id="adapters-detail", padding=False)
     with gr.Column(visible=False, elem_id="adapters-actions") as column:
-        version = gr.Dropdown([], value=None, label=t("version"), elem_id="adapters-version")
+        # The page may be a moment behind, and a version gone that it still shows: that is no error of the visitor's, so
+        # the component lets any value through, and whoever reads it looks whether it is there.
+        version = gr.Dropdown(
+            [],
+            value=None,
+            label=t("version"),
+            elem_id="adapters-version",
+            allow_custom_value=True,
+            filterable=False,
+        )
         with gr.Row(elem_id="adapters-buttons"):
             warm = _button("warm_up")
             measure = _button("measure")
