@@ -23,7 +23,7 @@ from pydantic import (
     model_validator,
 )
 
-from adapters.errors import BianlianError, Invalid, NotFound, renaming
+from adapters.errors import BianlianError, Invalid, NotFound, needing_room, renaming
 from adapters.manifest import check_name
 from adapters.regular import read_regular
 from training.config import Objective, TrainConfig, parse_config
@@ -205,7 +205,7 @@ class FineTuning:
 
     def create(self, request: FineTuningRequest) -> Job:
         """A run whose files are yet to be validated. Raises Invalid, NotFound or Conflict, naming the field, for what
-        can be said at once."""
+        can be said at once, and InsufficientStorage."""
         base = self._base(request)
         name = request.suffix or f"ft-{secrets.token_hex(4)}"
         check_name(name, param="suffix")
@@ -219,24 +219,28 @@ class FineTuning:
             places.append(directory / f"validation{_suffix(validation[1])}")
         names = [training_name, *([validation[1]] if validation else [])]
         config = _config(request, name, base, places)
-        directory.mkdir(parents=True)
-        try:
-            # The run keeps what it learns from, whatever becomes of the upload.
-            for source, place in zip([training, *([validation[0]] if validation else [])], places, strict=True):
-                _link(source, place)
-            keep_names(directory, {place.name: name for place, name in zip(places, names, strict=True)})
-            (directory / REQUEST_FILE).write_text(request.model_dump_json(indent=2) + "\n", encoding="utf-8")
-            journal = Journal.create(self.queue.runs, RunConfig(train=config), job_id=job_id, state="validating")
-        except BaseException:
-            shutil.rmtree(directory, ignore_errors=True)
-            raise
+        with needing_room():
+            directory.mkdir(parents=True)
+            try:
+                # The run keeps what it learns from, whatever becomes of the upload.
+                for source, place in zip([training, *([validation[0]] if validation else [])], places, strict=True):
+                    _link(source, place)
+                keep_names(directory, {place.name: name for place, name in zip(places, names, strict=True)})
+                (directory / REQUEST_FILE).write_text(request.model_dump_json(indent=2) + "\n", encoding="utf-8")
+                self._note_first(Journal(directory), request)
+                Journal.create(self.queue.runs, RunConfig(train=config), job_id=job_id, state="validating")
+            except BaseException:
+                shutil.rmtree(directory, ignore_errors=True)
+                raise
+        return self.queue.get(job_id)
+
+    def _note_first(self, journal: Journal, request: FineTuningRequest) -> None:
         journal.note("Created fine-tuning job; validating its files")
         served = next(iter(self.bases))
         if request.model != served:
             journal.note(
                 f"this server serves {served}; the result will answer where --base is {request.model}", level="warn"
             )
-        return self.queue.get(job_id)
 
     def _base(self, request: FineTuningRequest) -> str:
         if request.model not in self.bases:

@@ -31,6 +31,7 @@ MAX_VALIDATING = 2  # at once: a huge file does not hold up a small one
 RETRY_S = 10.0
 LOG_FILE = "output.log"
 STOPPABLE: tuple[State, ...] = ("validating", "queued", "running", "paused")
+_GOING: tuple[State, ...] = ("validating", "running")  # a process may be at work
 RESUMABLE: tuple[State, ...] = ("paused", "failed", "cancelled")
 _SUPERVISOR_LOCK = ".supervisor"
 
@@ -88,8 +89,8 @@ class JobQueue:
         return Job(journal, journal.config(), journal.status())
 
     def cancel(self, job_id: str) -> Job:
-        """A run that waits is cancelled at once, a running one after its step, with a checkpoint. Raises NotFound, and
-        Conflict for one that is over."""
+        """A run that waits, or whose files are being read, is cancelled at once, a running one after its step, with a
+        checkpoint. Raises NotFound, and Conflict for one that is over."""
         return self._stop(job_id, "cancelled")
 
     def pause(self, job_id: str) -> Job:
@@ -140,7 +141,7 @@ class JobQueue:
         """Mark runs whose process is gone as failed: the one that runs them, or the one that validates their files.
         `exits` has exit codes by process number, as far as they are known."""
         for job in jobs:
-            if job.status.state not in ("running", "validating") or job.status.process is None:
+            if job.status.state not in _GOING or job.status.process is None:
                 continue
             if job.journal.is_alive(job.status):
                 continue
@@ -171,7 +172,9 @@ class JobQueue:
             else:
                 finished = datetime.now(UTC) if state == "cancelled" else None
                 job.journal.note(f"{state} while it was {status.state}")
-                job.journal.set_status(status.changed(state=state, message=state, finished=finished))
+                if status.state == "validating" and status.process:
+                    status.process.kill()  # under the lock, so that it is writing nothing
+                job.journal.set_status(status.changed(state=state, message=state, finished=finished, process=None))
         return self.get(job_id)
 
     def _read(self, directory: Path) -> tuple[_Stamp, Job] | None:
@@ -218,6 +221,7 @@ class Supervisor:
         self._in_use = in_use
         self._swept = False
         self._children: dict[int, subprocess.Popen[bytes]] = {}
+        self._exits: dict[int, int] = {}  # exit codes by process number, until the run's status says how it ended
 
     async def watch(self, *, until_empty: bool = False) -> None:
         """Until cancelled or, `until_empty`, until nothing waits or runs."""
@@ -236,15 +240,17 @@ class Supervisor:
 
     def step(self) -> None:
         """Notice what has ended, start what may start: validations and runs. Waits for neither."""
-        exits = {pid: code for pid, child in self._children.items() if (code := child.poll()) is not None}
-        jobs = self.queue.all()
-        self.queue.note_dead(jobs, exits)
-        for pid in exits:
+        ended = {pid: code for pid, child in self._children.items() if (code := child.poll()) is not None}
+        for pid in ended:
             del self._children[pid]
-        if self._snapshot_runs is not None and (exits or not self._swept):
+        self._exits |= ended
+        self.queue.note_dead(self.queue.all(), self._exits)
+        if self._snapshot_runs is not None and (ended or not self._swept):
             self.queue.drop_snapshots(self._snapshot_runs, self._in_use)
             self._swept = True
         jobs = self.queue.all()
+        going = {job.status.process.pid for job in jobs if job.status.state in _GOING and job.status.process}
+        self._exits = {pid: code for pid, code in self._exits.items() if pid in going}
         validating = [job for job in jobs if job.status.state == "validating"]
         new = [job for job in validating if job.status.process is None]
         for job in new[: max(0, MAX_VALIDATING - (len(validating) - len(new)))]:

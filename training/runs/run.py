@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from adapters.base_model import BaseModel, load_base
-from adapters.errors import BianlianError
 from adapters.lending import BaseLost, Loan
 from adapters.manifest import AdapterVersion, TrainingRecord, check_name
 from adapters.settings import Device
 from adapters.snapshots import RunSnapshots, Series
+from adapters.workspace import replace_file
 from training.combinations import check_combinations
 from training.config import Plan, TrainConfig, max_length_for, plan_for
 from training.data.dataset import TrainingRow
@@ -201,7 +201,7 @@ class _Run:
                 param=failure.param,
                 finished=datetime.now(UTC),
             )
-            if isinstance(error, BianlianError):
+            if failure is error:
                 raise
             raise failure from error
         finally:
@@ -300,9 +300,7 @@ class _Run:
         )
         values = {name: value for name, value in vars(plan).items() if name != "reasons"}
         document = {"format": 1, "values": values, "reasons": dict(plan.reasons)}
-        partial = self.journal.directory / f".{PLAN_FILE}"
-        partial.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-        partial.replace(self.journal.directory / PLAN_FILE)
+        replace_file(self.journal.directory / PLAN_FILE, json.dumps(document, indent=2) + "\n")
         return plan
 
     def _validation(self, model: Any, rows: Rows, plan: Plan) -> Validation | None:
