@@ -11,6 +11,7 @@ from adapters.errors import Invalid
 from adapters.snapshots import RunSnapshots
 from training.jobs.fine_tuning import FineTuningRequest, Method, read_request
 from training.jobs.queue import RESUMABLE, Job
+from training.jobs.result_files import of_preferences
 from training.runs.journal import Event, Metric, State
 
 log = logging.getLogger(__name__)
@@ -182,8 +183,10 @@ def _metrics_at(step: int, metrics: list[Metric]) -> dict[str, float]:
     for metric in here:
         if metric.kind == "step":
             found["train_loss"] = metric.loss
+            found |= of_preferences(metric, "train_")
         elif metric.kind.endswith("validation"):
             found["valid_loss"] = found["full_valid_loss"] = metric.loss  # all of the validation rows, always
+            found |= of_preferences(metric, "valid_")
     return found
 
 

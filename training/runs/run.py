@@ -27,7 +27,7 @@ from training.data.dataset import TrainingRow
 from training.data.report import Report
 from training.data.sources import absolute
 from training.runs.bases import check_base_name
-from training.runs.effect import no_effect
+from training.runs.effect import got_worse, no_effect
 from training.runs.failures import TrainingFailed, explain
 from training.runs.interrupts import Interrupts
 from training.runs.journal import PLAN_FILE, Journal, Metric, RunConfig
@@ -68,6 +68,14 @@ class Started:
 
 
 @dataclass(frozen=True)
+class Warned:
+    """Of a result that came as it was asked for, and is of little use."""
+
+    code: str
+    message: str
+
+
+@dataclass(frozen=True)
 class Finished:
     job_id: str
     state: str  # succeeded, paused or cancelled
@@ -77,7 +85,7 @@ class Finished:
     record: TrainingRecord | None = None
     before: Evaluation | None = None  # of the held-out rows, where there are any
     after: Evaluation | None = None
-    warning: str | None = None  # of a run that has changed nothing
+    warning: str | None = None  # of a run that has changed nothing, or for the worse
 
 
 @dataclass
@@ -269,18 +277,34 @@ class _Run:
             raise Cancelled
         self.enter("validating")
         after = self._after(model, measured, trained)
-        warning = no_effect(
-            change.measure(model),
-            self.config,
-            plan,
-            hidden_size=self._hidden_size,
-            steps=trained.steps,
-            learned_tokens=change.learned_tokens,
-        )
+        warning = self._warning(change.measure(model), plan, trained, change.learned_tokens, before, after)
         record = self._training_record(trained, len(training), before, after)
         finished = self._publish(model, record, before, after, warning)
         shutil.rmtree(self.journal.checkpoints, ignore_errors=True)
         return finished
+
+    def _warning(
+        self,
+        moved: float,
+        plan: Plan,
+        trained: Trained,
+        learned_tokens: float,
+        before: Evaluation | None,
+        after: Evaluation | None,
+    ) -> Warned | None:
+        """What is wrong with the result, if anything is."""
+        nothing = no_effect(
+            moved,
+            self.config,
+            plan,
+            hidden_size=self._hidden_size,
+            steps=trained.steps,
+            learned_tokens=learned_tokens,
+        )
+        if nothing:
+            return Warned("no_effect", nothing)
+        worse = got_worse(before, after, self.config, plan)
+        return Warned("got_worse", worse) if worse else None
 
     def _plan(self, training: Rows) -> Plan:
         """Written down, so that a run can be explained later."""
@@ -354,7 +378,7 @@ class _Run:
         self.journal.note(
             f"Step {step}: {kind.replace('_', ' ')} loss={evaluation.loss:.4f}",
             type="metrics",
-            data={"step": step, "valid_loss": evaluation.loss},
+            data={"step": step, "valid_loss": evaluation.loss, **_of_preferences(evaluation)},
         )
 
     def _stop_or_step_back(self) -> bool:
@@ -405,7 +429,12 @@ class _Run:
         self.journal.note(
             f"Step {progress.step}/{progress.steps}: training loss={progress.loss:.4f}",
             type="metrics",
-            data={"step": progress.step, "total_steps": progress.steps, "train_loss": progress.loss},
+            data={
+                "step": progress.step,
+                "total_steps": progress.steps,
+                "train_loss": progress.loss,
+                **_of_preferences(progress),
+            },
         )
         self._set_state(
             "running",
@@ -449,16 +478,16 @@ class _Run:
         record: TrainingRecord,
         before: Evaluation | None,
         after: Evaluation | None,
-        warning: str | None,
+        warning: Warned | None,
     ) -> Finished:
         self.enter("publishing")
         published = self._publisher.publish(model, record, self.root, self.journal.directory / "adapter")
         if warning:
-            self.journal.note(warning, level="warn", data={"code": "no_effect"})
+            self.journal.note(warning.message, level="warn", data={"code": warning.code})
         self.journal.note(published.message, data=published.data)
         self._set_state(
             "succeeded",
-            f"{published.message}; but {warning}" if warning else published.message,
+            f"{published.message}; but {warning.message}" if warning else published.message,
             version=published.name,
             finished=datetime.now(UTC),
             trained_tokens=round(self.tokens_per_epoch * record.epochs),
@@ -472,7 +501,7 @@ class _Run:
             record,
             before,
             after,
-            warning,
+            warning.message if warning else None,
         )
 
     @property
@@ -503,6 +532,12 @@ def discard_partial(journal: Journal) -> None:
         except (OSError, ValueError):
             shutil.rmtree(path, ignore_errors=True)
     shutil.rmtree(journal.directory / "adapter", ignore_errors=True)
+
+
+def _of_preferences(measured: Evaluation | Progress) -> dict[str, float]:
+    """What only preferences have, as far as it was measured."""
+    names = ("margin", "reward_margin", "reward_accuracy")
+    return {name: value for name in names if (value := getattr(measured, name, None)) is not None}
 
 
 def _evaluation(metric: Metric) -> Evaluation:

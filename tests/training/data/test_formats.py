@@ -8,9 +8,12 @@ from typing import Any
 import pytest
 
 from adapters.errors import Invalid, NotFound
-from training.data.formats import DataFile, Document, Example, PreferencePair, read_data
+from training.data.formats import MAX_CHARACTERS, DataFile, Document, Example, PreferencePair, read_data
 
 SYSTEM = {"role": "system", "content": "Be brief."}
+
+
+LONG = "a" * (MAX_CHARACTERS + 1)
 
 
 def user(text: str) -> dict[str, str]:
@@ -279,6 +282,27 @@ def test_a_conversation_that_cannot_be_learned_says_where(
     (bad,) = read_data(write(tmp_path, [{"messages": turns}])).bad
     assert bad.field == field
     assert bad.reason.startswith(reason)
+
+
+@pytest.mark.parametrize(
+    ("row", "field"),
+    [
+        ({"instruction": LONG, "output": "b"}, "instruction"),
+        ({"query": "a", "response": LONG}, "response"),
+        ({"messages": [user("a"), assistant(LONG)]}, "messages[2]"),
+        ({"messages": [user("a"), assistant("b")], "system": LONG}, "system"),
+        ({"messages": [user("a"), {"role": "assistant", "content": "b", "reasoning_content": LONG}]}, "messages[2]"),
+        ({"prompt": "a", "chosen": LONG, "rejected": "c"}, "chosen"),
+        ({"prompt": LONG, "completion": "b", "label": True}, "prompt"),
+    ],
+)
+def test_a_conversation_of_a_million_characters_is_a_bad_row(tmp_path: Path, row: Any, field: str) -> None:
+    rows = [{**row}, json.loads(json.dumps(row).replace(LONG, "short"))]
+    found = read_data(write(tmp_path, rows))
+    assert len(found.rows) == 1
+    (bad,) = found.bad
+    assert (bad.place.line, bad.field) == (1, field)
+    assert "has 1,000,00" in bad.reason and "a row may have 1,000,000: split it" in bad.reason
 
 
 def test_the_format_is_that_of_most_rows_not_of_the_first(tmp_path: Path) -> None:
