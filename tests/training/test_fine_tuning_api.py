@@ -17,8 +17,10 @@ import openai
 import pytest
 from openai.types.fine_tuning import FineTuningJob
 
+from adapters.errors import Conflict, InsufficientStorage
 from adapters.store import AdapterStore
 from serving.files import FileStore
+from tests.full_disk import full_disk
 from tests.openai_judge import DESCRIPTION, VARIABLE, Judge
 from tests.serving.running import RunningServer, running_server
 from tests.serving.test_api import settings_for
@@ -349,6 +351,21 @@ def test_preferences_are_what_dpo_learns_from(tmp_path: Path) -> None:
     asked = job.config.train
     assert (asked.objective, asked.beta, asked.epochs, asked.learning_rate_multiplier) == ("dpo", 0.2, 3.0, 2.0)
     assert job_object(job, [])["method"]["dpo"]["hyperparameters"] == hyperparameters | {"batch_size": "auto"}
+
+
+def test_a_request_that_the_disk_has_no_room_for_or_the_name_is_taken_leaves_nothing(tmp_path: Path) -> None:
+    files = FileStore(tmp_path / "uploads")
+    with files.workspace() as workspace:
+        (workspace / "rows").write_bytes(jsonl(ROWS))
+        file_id = files.add(workspace / "rows", "rows.jsonl", "fine-tune").id
+    tuning = FineTuning(JobQueue(tmp_path), files, {"tiny": "tiny"}, lambda name: None)
+    with full_disk(100), pytest.raises(InsufficientStorage):
+        tuning.create(FineTuningRequest(model="tiny", training_file=file_id, suffix="x"))
+    (tmp_path / "bases" / "mine").mkdir(parents=True)
+    with pytest.raises(Conflict, match="there is a base at") as caught:
+        tuning.create(FineTuningRequest(model="tiny", training_file=file_id, suffix="mine"))
+    assert caught.value.param == "suffix"
+    assert not list((tmp_path / "runs").iterdir())
 
 
 def test_only_the_admin_trains(tiny_base: Path, tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ from training.data.formats import DataFile, PreferencePair, read_data
 from training.data.messages_file import validate_messages_file
 from training.data.report import MAX_BAD_SHARE
 from training.jobs.queue import Job, JobQueue
+from training.runs.bases import check_free
 from training.runs.journal import Journal, RunConfig, new_job_id
 from training.runs.uploads import as_uploaded, keep_names
 
@@ -219,6 +220,8 @@ class FineTuning:
             places.append(directory / f"validation{_suffix(validation[1])}")
         names = [training_name, *([validation[1]] if validation else [])]
         config = _config(request, name, base, places)
+        with renaming({"name": "suffix"}):
+            check_free(self.queue.root, config)
         with needing_room():
             directory.mkdir(parents=True)
             try:

@@ -26,7 +26,7 @@ from training.config import Plan, TrainConfig, max_length_for, plan_for
 from training.data.dataset import TrainingRow
 from training.data.report import Report
 from training.data.sources import absolute
-from training.runs.bases import check_base_name
+from training.runs.bases import check_free
 from training.runs.effect import got_worse, no_effect
 from training.runs.failures import TrainingFailed, explain
 from training.runs.interrupts import Interrupts
@@ -107,8 +107,7 @@ def start_run(config: TrainConfig, root: Path, *, device: Device = "auto", watch
     check_name(config.name)
     check_combinations(config)
     keeps_snapshots(config)
-    if config.method == "full":
-        check_base_name(root, config.name)
+    check_free(root, config)
     config = absolute(config)
     watcher.on_stage("reading data")
     data = check_data(config)
@@ -137,7 +136,12 @@ def run_job(directory: Path, *, device: Device = "auto", watcher: Watcher | None
     wrong with data or base fails the run and is in its status. Raises Conflict when another process runs it."""
     journal = Journal(directory)
     run = _Run(journal, watcher or Watcher())
-    return run.execute(lambda: _prepare(journal, device, run.enter))
+
+    def prepare() -> tuple[RunData, BaseModel]:
+        check_free(journal.root, run.config)  # somebody else may have taken the name while it waited
+        return _prepare(journal, device, run.enter)
+
+    return run.execute(prepare)
 
 
 def _prepare(journal: Journal, device: Device, on_stage: Callable[[str], None]) -> tuple[RunData, BaseModel]:
