@@ -192,9 +192,7 @@ def render_rows(
         match row:
             case PreferencePair():
                 raise Invalid(
-                    f"{row.place}: answers to choose between, not to repeat; train on them with --objective dpo, orpo "
-                    "or kto, or give a file of questions and answers",
-                    param="data",
+                    f"{row.place}: {_not_to_repeat(row)}, or give a file of questions and answers", param="data"
                 )
             case Document():
                 work.document(source, row)
@@ -218,6 +216,12 @@ def render_rows(
         reasoning_left_out=work.reasoning_left_out,
     )
     return Dataset(work.rows, report, tuple(weights))
+
+
+def _not_to_repeat(row: PreferencePair) -> str:
+    if row.chosen is None or row.rejected is None:
+        return "an answer with a verdict on it, not one to repeat; train on such answers with --objective kto"
+    return "answers to choose between, not to repeat; train on them with --objective dpo, orpo or kto"
 
 
 class _Rendering:

@@ -387,6 +387,7 @@ def test_a_text_file_is_a_document_a_line(tmp_path: Path) -> None:
         ("a.json", b'[{"instruction": "a", "output": "b"}\n', 2, "expected ','", "end of the file"),
         ("a.jsonl", "\n\n你好".encode("gb18030"), 3, "not UTF-8", "iconv"),
         ("a.jsonl", b'{"role": "Wukong", "dialogue": "Ha!"}', 1, "lines of a dialogue", "make rows of"),
+        ("a.csv", b"instruction,output,output\na,b,c\n", 1, "the column 'output' is there twice", "rename or remove"),
         ("a.jsonl", b'{"colour": "red"}', 1, "no known format has the fields colour", "alpaca"),
     ],
 )
