@@ -5,6 +5,7 @@ What is asked for is kept beside the run's configuration, as it came; how it loo
 import json
 import logging
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -26,7 +27,7 @@ from pydantic import (
 from adapters.errors import BianlianError, Invalid, NotFound, needing_room, renaming
 from adapters.manifest import check_name
 from adapters.regular import read_regular
-from training.config import Objective, TrainConfig, parse_config
+from training.config import Objective, TrainConfig, parse_config, require_no_bool
 from training.data.files import SUFFIXES, BadRow
 from training.data.formats import DataFile, PreferencePair, read_data
 from training.data.messages_file import validate_messages_file
@@ -92,7 +93,8 @@ class _Strict(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def writable(cls, value: Any) -> Any:
-        """JSON can spell half a surrogate pair, which is no text and cannot be encoded."""
+        """JSON can spell half a surrogate pair, which is no text and cannot be encoded. No field is true or false."""
+        require_no_bool(value)
         try:
             json.dumps(value, ensure_ascii=False, default=str).encode()
         except UnicodeEncodeError:
@@ -149,7 +151,7 @@ class FineTuningRequest(_Strict):
 
     model: str
     training_file: str
-    validation_file: str | None = None
+    validation_file: str | None = Field(default=None, min_length=1)
     method: Method | None = None
     hyperparameters: Hyperparameters | None = None  # where they were before there was `method`
     suffix: str | None = Field(default=None, min_length=1, max_length=64)
@@ -343,7 +345,7 @@ def _config(request: FineTuningRequest, name: str, base: str, files: list[Path])
         "beta": getattr(chosen, "beta", None),
         "seed": request.seed,
     }
-    with renaming({field: f"bianlian.{field}" for field in request.bianlian}):
+    with _as_sent(request.bianlian):
         return parse_config(
             {
                 **request.bianlian,
@@ -355,6 +357,42 @@ def _config(request: FineTuningRequest, name: str, base: str, files: list[Path])
                 "validation_data": files[1:],
             }
         )
+
+
+@contextmanager
+def _as_sent(ours: Collection[str]) -> Iterator[None]:
+    """Errors about the fields `ours`, and what is in them, name them where the request has them."""
+    try:
+        yield
+    except BianlianError as error:
+        if error.param and error.param.split(".")[0] in ours:
+            error.param = f"bianlian.{error.param}"
+        raise
+
+
+def in_words_of_requests(error: BianlianError, *, held_out: bool) -> None:
+    """Options of the command line, in an error about what a request asked for, become the request's fields; an error
+    about data is about one of its files."""
+    if error.param in (None, "data"):
+        error.param = "validation_file" if held_out else "training_file"
+        error.code = f"invalid_{error.param}"
+    elif error.param:
+        error.param = _field(error.param)
+    error.message = re.sub(
+        r"--([a-z]+(?:-[a-z]+)*)",
+        lambda found: _field(found[1].replace("-", "_")) if found[1].replace("-", "_") in _OPTIONS else found[0],
+        error.message,
+    )
+
+
+_OPTIONS = frozenset(TrainConfig.model_fields)
+
+
+def _field(option: str) -> str:
+    name, _, within = option.partition(".")
+    if name not in _OPTIONS:
+        return option
+    return _ELSEWHERE.get(name, f"bianlian.{name}") + (f".{within}" if within else "")
 
 
 def _suffix(filename: str) -> str:
