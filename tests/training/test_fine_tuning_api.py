@@ -418,7 +418,7 @@ def test_unknown_jobs_and_places_are_not_found(
         client.fine_tuning.jobs.list_events(trained.id, after="ftevent-9999")
     with pytest.raises(openai.ConflictError, match="succeeded already"):
         client.fine_tuning.jobs.cancel(trained.id)
-    with pytest.raises(openai.ConflictError, match="is succeeded"):
+    with pytest.raises(openai.ConflictError, match="has succeeded"):
         client.fine_tuning.jobs.resume(trained.id)
 
 

@@ -23,7 +23,7 @@ from adapters.settings import Device
 from adapters.snapshots import RunSnapshots, Snapshot
 from adapters.store import AdapterStore
 from training.config import TrainConfig
-from training.runs.journal import FINISHED, STATUS_FILE, Journal, Process, RunConfig, State, Status
+from training.runs.journal import FINISHED, STATUS_FILE, Journal, Process, RunConfig, State, Status, told
 from training.runs.nice import be_nice
 
 POLL_S = 0.5
@@ -88,6 +88,15 @@ class JobQueue:
         journal = Journal.open(self.runs, job_id)
         return Job(journal, journal.config(), journal.status())
 
+    def find(self, name: str) -> Job:
+        """The run with this id, or else the newest that makes what is called so: an adapter or base, or a version of
+        one that it was published as. Raises NotFound."""
+        if not (self.runs / name).is_dir():
+            for job in reversed(self.all()):
+                if name in (job.config.train.name, job.status.version):
+                    return job
+        return self.get(name)
+
     def cancel(self, job_id: str) -> Job:
         """A run that waits, or whose files are being read, is cancelled at once, a running one after its step, with a
         checkpoint. Raises NotFound, and Conflict for one that is over."""
@@ -108,15 +117,19 @@ class JobQueue:
         return self.get(job_id)
 
     def remove(self, job_id: str) -> None:
-        """Delete a run's directory; what it published stays. Raises NotFound, and Conflict for a run that waits or
-        runs, or one with a snapshot that an alias points at."""
+        """Delete a run's directory; what it published stays. Raises as `removable`."""
+        self.removable(job_id).journal.remove()
+
+    def removable(self, job_id: str) -> Job:
+        """The run, if it may be deleted. Raises NotFound, and Conflict for a run that waits or runs, or one with a
+        snapshot that an alias points at."""
         job = self.get(job_id)
         self.note_dead([job])
         job = self.get(job_id)
         if job.status.state in ("validating", "queued", "running"):
-            raise Conflict(f"run {job_id} is {job.status.state}; cancel it first", code="job_running")
+            raise Conflict(f"run {job_id} {told(job.status.state)}; cancel it first", code="job_running")
         self._aliases.require_unused(lambda model: model.startswith(f"{job_id}:"))
-        job.journal.remove()
+        return job
 
     def drop_snapshots(self, keep: int, in_use: Callable[[Snapshot], bool] = lambda snapshot: False) -> None:
         """Delete the snapshots of finished runs but the `keep` that finished last. Those that are `in_use` stay, and
@@ -165,7 +178,7 @@ class JobQueue:
         with job.journal.locked():
             status = job.journal.status()
             if status.state not in STOPPABLE or status.state == state:
-                raise Conflict(f"run {job_id} is {status.state} already", code="job_not_running")
+                raise Conflict(f"run {job_id} {told(status.state)} already", code="job_not_running")
             if status.state == "running":
                 job.journal.ask("pause" if state == "paused" else "cancel")
                 job.journal.note(f"asked to be {state} after this step")

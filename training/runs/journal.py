@@ -63,6 +63,11 @@ class RunConfig(BaseModel):
     created: datetime = Field(default_factory=lambda: datetime.now(UTC))
 
 
+def told(state: State) -> str:
+    """As a sentence about a run goes on: "has succeeded", "is queued"."""
+    return f"has {state}" if state in ("succeeded", "failed") else f"is {state}"
+
+
 class Process(BaseModel):
     """A process, told apart from a later one that was given the same number."""
 
@@ -248,7 +253,7 @@ class Journal:
         with self.locked():
             status = self.status()
             if status.state not in only:
-                raise Conflict(f"run {self.job_id} is {status.state}, not {' or '.join(only)}")
+                raise Conflict(f"run {self.job_id} {told(status.state)}, and is not {' or '.join(only)}")
             status = status.changed(**fields)
             self.set_status(status)
         return status
