@@ -25,16 +25,20 @@ def no_effect(
             "out --learning-rate, or give a larger one"
         )
     elif steps < _FEW_STEPS:
-        more = "a larger --max-steps" if config.max_steps else "more --epochs, or a smaller --batch-size"
-        cause = f"{steps} {'step is' if steps == 1 else 'steps are'} too few; give {more}"
+        few = f"{steps} {'step is' if steps == 1 else 'steps are'} too few; give {_longer(config)}"
+        cause = few if config.max_steps else f"{few}, or a smaller --batch-size"
     elif learned_tokens < _SHORT:
         cause = f"its rows teach {learned_tokens:.1f} tokens each; give longer answers"
     else:
-        cause = "each step changes too little; give a larger --learning-rate or --lora-alpha, or more --epochs"
+        cause = f"each step changes too little; give a larger --learning-rate or --lora-alpha, or {_longer(config)}"
     return (
         f"the result has no effect: what was learned from is {moved:.1e} nats a token likelier or less likely than "
         f"before, and below {NO_EFFECT:g} that is rounding. Likely cause: {cause}"
     )
+
+
+def _longer(config: TrainConfig) -> str:
+    return "a larger --max-steps" if config.max_steps else "more --epochs"
 
 
 def got_worse(before: Evaluation | None, after: Evaluation | None, config: TrainConfig, plan: Plan) -> str | None:
@@ -48,8 +52,7 @@ def got_worse(before: Evaluation | None, after: Evaluation | None, config: Train
         found = f"the validation loss rose from {before.loss:.3f} to {after.loss:.3f}"
     else:
         return None
-    more = "a larger --max-steps" if config.max_steps else "more --epochs"
     return (
-        f"the result got worse on held-out rows: {found}; give {more} or more rows, a smaller --learning-rate (it was "
-        f"{plan.learning_rate:g}), or another --beta (it was {plan.beta:g})"
+        f"the result got worse on held-out rows: {found}; give {_longer(config)} or more rows, a smaller "
+        f"--learning-rate (it was {plan.learning_rate:g}), or another --beta (it was {plan.beta:g})"
     )
