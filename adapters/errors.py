@@ -4,7 +4,8 @@ A message says what was wrong, the value and the limit, and the way out. Nothing
 
 import difflib
 import errno
-from collections.abc import Iterable, Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 
 
@@ -92,6 +93,23 @@ def needing_room() -> Iterator[None]:
         ) from error
 
 
+def input_path(loc: Sequence[int | str], given: object) -> str:
+    """Where in `given` a complaint of pydantic's is, as "checkpoints.0": `loc` also has the names of types that were
+    tried there, which nobody sent."""
+    parts: list[str] = []
+    for part in loc:
+        is_listed = isinstance(given, (list, tuple)) and isinstance(part, int) and part < len(given)
+        if is_listed or (isinstance(given, Mapping) and part in given):
+            given = given[part]  # type: ignore[index]
+        elif isinstance(part, str) and (part in _TYPE_NAMES or not re.fullmatch(r"[a-z_][a-z0-9_]*", part)):
+            continue
+        parts.append(str(part))
+    return ".".join(parts)
+
+
+_TYPE_NAMES = ("str", "int", "float", "bool", "none", "list", "tuple", "dict", "is_instance")
+
+
 @contextmanager
 def renaming(names: Mapping[str | None, str]) -> Iterator[None]:
     """Errors raised inside name the input as the caller sent it: `names` has its name by the one used in here."""
@@ -110,7 +128,8 @@ def naming(param: str) -> AbstractContextManager[None]:
 def nearest(word: str, known: Iterable[str]) -> str:
     """A hint for error messages: `"; did you mean 'x'?"`, or the known names when none is close."""
     known = sorted(known)
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    # Of short words half a match is a slip of the finger, of longer ones it is chance.
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5 if len(word) <= 3 else 0.65)
     if close:
         return f"; did you mean '{close[0]}'?"
     return f"; known: {', '.join(known[:8])}" if known else ""

@@ -5,6 +5,7 @@ import logging
 from functools import partial
 
 from adapters.manifest import AdapterVersion
+from adapters.snapshots import Snapshot
 from serving.async_engine import AsyncEngine
 from serving.engine.effect import Effect
 
@@ -48,4 +49,6 @@ class AdapterEffects:
         if effect is not None:
             self._known[version.digest] = effect
             if effect.warning:
-                log.warning("adapter %s %s", version, effect.warning)
+                # The first snapshots of a run that goes well have no effect yet.
+                early = isinstance(version, Snapshot) and effect.verdict == "no effect"
+                log.log(logging.INFO if early else logging.WARNING, "adapter %s %s", version, effect.warning)

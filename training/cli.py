@@ -208,7 +208,7 @@ def train_command(
             announce(queue.resume(resume), settings)
         else:
             check_name(config.name)
-            _require_good(config, console)
+            _require_good(config, settings.root, console)
             announce(queue.submit(absolute(config)), settings)
         return
     finished = _run(config, resume, settings.root, settings.device, console)
@@ -219,13 +219,15 @@ def train_command(
     _print_result(console, finished)
 
 
-def _require_good(config: TrainConfig, console: Console) -> None:
+def _require_good(config: TrainConfig, root: Path, console: Console) -> None:
     """Refuse now what the run would refuse when its turn comes."""
     with console.status("reading data"):
         silence_libraries()
         from training.combinations import check_combinations
+        from training.runs.bases import check_free
         from training.runs.run_data import check_data
 
+        check_free(root, config)
         check_combinations(config)
         check_data(config)
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
-from adapters.errors import Invalid, nearest
+from adapters.errors import Invalid, input_path, nearest
 from adapters.manifest import PersonaCard
 from training.data.formats import Format
 
@@ -107,9 +107,25 @@ class TrainConfig(BaseModel):
                 raise ValueError("the text contains half of a surrogate pair, which is not valid Unicode")
         return value
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def no_yes_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """Python and YAML count true as 1."""
+        assert info.field_name is not None
+        if "bool" not in str(cls.model_fields[info.field_name].annotation):
+            require_no_bool(value)
+        return value
+
     @property
     def publishes_best(self) -> bool:
         return self.early_stopping is not None if self.keep_best is None else self.keep_best
+
+
+def require_no_bool(value: object) -> None:
+    """Raises ValueError for true and false, also within a list."""
+    for one in value if isinstance(value, (list, tuple)) else (value,):
+        if isinstance(one, bool):
+            raise ValueError(f"{str(one).lower()} is no number")
 
 
 def parse_config(values: dict[str, object]) -> TrainConfig:
@@ -118,10 +134,11 @@ def parse_config(values: dict[str, object]) -> TrainConfig:
         return TrainConfig.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
-        name = ".".join(str(part) for part in first["loc"])
+        name = input_path(first["loc"], values)
         if first["type"] == "extra_forbidden":
             raise Invalid(f"unknown option '{name}'{nearest(name, TrainConfig.model_fields)}", param=name) from error
-        raise Invalid(f"{name}: {first['msg']} (got {_shown(first['input'])})", param=name) from error
+        message = first["msg"].removeprefix("Value error, ")
+        raise Invalid(f"{name}: {message} (got {_shown(first['input'])})", param=name) from error
 
 
 def _shown(value: object) -> str:

@@ -127,10 +127,12 @@ def convert_command(
     Exit code 2 when no row is left."""
     from training.data.convert import convert_files
 
-    written, bad = convert_files(_config(files, dataset, dataset_dir, None, {"format": format}), to, out)
-    for row in bad:
+    converted = convert_files(_config(files, dataset, dataset_dir, None, {"format": format}), to, out)
+    for row in converted.bad:
         typer.echo(f"left out: {row}", err=True)
-    typer.echo(f"{out}: {written} rows, {len(bad)} left out")
+    typer.echo(f"{out}: {converted.written} rows, {len(converted.bad)} left out")
+    for line in converted.kept:
+        typer.echo(f"  {line}")
 
 
 @data_cli.command("split")
@@ -172,6 +174,8 @@ def _preflight(config: TrainConfig, preview_rows: int) -> "Preflight":
 
 
 def _print_findings(console: Console, found: "Preflight") -> None:
+    from training.data.preflight import count_rows
+
     def line(text: str) -> None:
         console.print(text, highlight=False, markup=False, soft_wrap=True)
 
@@ -219,7 +223,12 @@ def _print_findings(console: Console, found: "Preflight") -> None:
             f"reasoning: the thoughts of {found.reasoning_left_out} rows are left out, since the base's chat template "
             "has no place for them; the answers are learned"
         )
-    some(f"privacy: {len(found.private)} rows hold what may be personal data; make sure it may be used", found.private)
+    private = count_rows(found.private)
+    some(
+        f"privacy: {private} row{' holds' if private == 1 else 's hold'} what may be personal data "
+        f"({len(found.private)} found); make sure it may be used",
+        found.private,
+    )
     _print_estimates(console, found)
 
 

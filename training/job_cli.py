@@ -9,9 +9,12 @@ from rich.table import Table
 
 from adapters.settings import Settings, load_settings
 from training.jobs.queue import LOG_FILE, Job, JobQueue, is_supervised, supervise_apart
-from training.runs.journal import Event, State
+from training.runs.journal import Event, State, told
 
-JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="A run's name, as `bianlian jobs list` shows it.")]
+JobArgument = Annotated[
+    str,
+    typer.Argument(metavar="JOB", help="A run as `bianlian jobs list` shows it, or an adapter's name: its newest run."),
+]
 
 jobs_cli = typer.Typer(help="Look at training runs, stop them, go on with them.", no_args_is_help=True)
 
@@ -44,16 +47,19 @@ def list_command(
 def show_command(job: JobArgument) -> None:
     """Where one run is, and what it was asked for."""
     queue = _queue()
+    job = _found(queue, job)
     queue.note_dead([queue.get(job)])
     found = queue.get(job)
     status, config = found.status, found.config.train
+    at_work = status.state in ("validating", "running")
     lines = {
         "run": found.id,
         "state": status.state,
+        "code": status.code or "",
         "message": status.message,
         "step": f"{status.step} of {status.steps}" if status.steps else "",
         "left": _left(found),
-        "process": f"{status.process.pid} on {status.process.host}" if status.process else "",
+        "process": f"{status.process.pid} on {status.process.host}" if status.process and at_work else "",
         "heartbeat": _ago(beat) if status.state == "running" and (beat := found.journal.last_beat()) else "",
         "tokens": f"{status.trained_tokens:,}" if status.trained_tokens else "",
         "created": f"{found.config.created.astimezone():%Y-%m-%d %H:%M:%S}",
@@ -80,6 +86,7 @@ def logs_command(
     import time
 
     queue = _queue()
+    job = _found(queue, job)
     journal = queue.get(job).journal
     if output:
         log = journal.directory / LOG_FILE
@@ -100,20 +107,23 @@ def logs_command(
 @jobs_cli.command("cancel")
 def cancel_command(job: JobArgument) -> None:
     """Stop a run for good, after its step; its checkpoints stay."""
-    _say(_queue(writable=True).cancel(job), "cancelled")
+    queue = _queue(writable=True)
+    _say(queue.cancel(_found(queue, job)), "cancelled")
 
 
 @jobs_cli.command("pause")
 def pause_command(job: JobArgument) -> None:
     """Stop a run after its step, with a checkpoint: its process ends, its memory is free."""
-    _say(_queue(writable=True).pause(job), "paused")
+    queue = _queue(writable=True)
+    _say(queue.pause(_found(queue, job)), "paused")
 
 
 @jobs_cli.command("resume")
 def resume_command(job: JobArgument) -> None:
     """Queue a paused, failed or cancelled run again; it goes on from its last checkpoint."""
     settings = load_settings()
-    resumed = JobQueue(settings.require_home()).resume(job)
+    queue = JobQueue(settings.require_home())
+    resumed = queue.resume(_found(queue, job))
     announce(resumed, settings)
 
 
@@ -123,10 +133,13 @@ def remove_command(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> None:
     """Delete runs with their data, checkpoints and snapshots. What they published stays in the store."""
-    if not yes:
-        typer.confirm(f"delete {', '.join(jobs)}?", abort=True)
     queue = _queue(writable=True)
-    for job in jobs:
+    wanted = list(dict.fromkeys(jobs))
+    for job in wanted:
+        queue.removable(job)  # all or none
+    if not yes:
+        typer.confirm(f"delete {', '.join(wanted)}?", abort=True)
+    for job in wanted:
         queue.remove(job)
         typer.echo(f"deleted {job}")
 
@@ -149,6 +162,14 @@ def _queue(*, writable: bool = False) -> JobQueue:
     return JobQueue(load_settings().require_home(writable=writable))
 
 
+def _found(queue: JobQueue, name: str) -> str:
+    """The id of the run that `name` means; says so when it is another."""
+    job = queue.find(name)
+    if job.id != name:
+        typer.echo(f"{name}: its newest run is {job.id}", err=True)
+    return job.id
+
+
 def _watched(queue: JobQueue) -> list[Job]:
     """All runs, the dead among them noticed: there may be no server to do it."""
     queue.note_dead(queue.all())
@@ -157,7 +178,7 @@ def _watched(queue: JobQueue) -> list[Job]:
 
 def _say(job: Job, wanted: State) -> None:
     state = job.status.state
-    typer.echo(f"run {job.id} is {state}" if state == wanted else f"run {job.id} will be {wanted} after its step")
+    typer.echo(f"run {job.id} {told(state)}" if state == wanted else f"run {job.id} will be {wanted} after its step")
 
 
 def _left(job: Job) -> str:

@@ -19,6 +19,7 @@ from adapters.errors import (
     Overloaded,
     Unauthorized,
     Unavailable,
+    input_path,
 )
 from serving.api.streaming import ClientGone
 from serving.engine.sequence import ErrorCode
@@ -75,7 +76,7 @@ def install_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def malformed(request: Request, error: RequestValidationError) -> JSONResponse:
-        message, param, code = _explain(error.errors()[0])
+        message, param, code = _explain(error.errors()[0], error.body)
         return _reply(request, message, 400, param=param, code=code)
 
     @app.exception_handler(HTTPException)
@@ -102,14 +103,14 @@ def _reply(
     return JSONResponse(body, status, headers)
 
 
-def _explain(problem: dict[str, Any]) -> tuple[str, str | None, str]:
-    """pydantic's first complaint → message, field, code."""
+def _explain(problem: dict[str, Any], body: object) -> tuple[str, str | None, str]:
+    """pydantic's first complaint about `body` → message, field, code."""
     kind = problem["type"]
     if kind == "json_invalid":
         return f"the body is not JSON: {problem['ctx']['error']}", None, "invalid_json"
     if isinstance(problem.get("input"), (str, bytes)) and len(problem["loc"]) == 1:
         return "the body was not read as JSON; send the header Content-Type: application/json", None, "invalid_json"
-    param = ".".join(str(part) for part in problem["loc"][1:]) or None
+    param = input_path(problem["loc"][1:], body) or None
     if kind == "missing":
         return f"{param or 'the body'} is required", param, "missing_required_parameter"
     if kind == "extra_forbidden":

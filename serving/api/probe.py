@@ -17,7 +17,7 @@ class ProbeRequest(Body):
     """Everything may be left out: the run's own prompts, and every snapshot there is."""
 
     prompts: list[_Text] = Field(default=[], max_length=MAX_PROMPTS)
-    max_tokens: int = Field(default=DEFAULT_TOKENS, ge=1, le=MAX_TOKENS)
+    max_tokens: StrictInt = Field(default=DEFAULT_TOKENS, ge=1, le=MAX_TOKENS)
     checkpoints: list[Annotated[StrictInt, Field(ge=0, lt=10**9)] | StrictStr] | None = None
 
 

@@ -1,12 +1,16 @@
 """The effect of an adapter: the figure is PEFT's, what does nothing is flagged, and no running answer notices."""
 
+import asyncio
+import logging
 import math
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
+from typing import cast
 
 import httpx
 import pytest
@@ -16,8 +20,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3ForCausalLM
 
 from adapters.base_model import load_base
-from adapters.manifest import WEIGHTS_FILE
+from adapters.manifest import WEIGHTS_FILE, AdapterVersion
 from adapters.settings import BUNDLED, Settings
+from adapters.snapshots import Snapshot
+from serving.async_engine import AsyncEngine
+from serving.effects import AdapterEffects
 from serving.engine.effect import NO_EFFECT, TEXT, compare
 from serving.engine.engine import Engine
 from tests import tiny
@@ -154,6 +161,34 @@ def test_an_adapter_that_finds_no_slot_is_measured_later(tiny_base: Path, tiny_a
     assert len(tokens_of(drain(engine)["a"])) > 0
     assert engine.measure_effect(other.digest) is not None
     assert_nothing_held(engine)
+
+
+class AtOnce:
+    """The engine without a thread of its own."""
+
+    alive = True
+
+    def __init__(self, engine: Engine):
+        self.engine = engine
+
+    async def call(self, work: Callable[[], None]) -> None:
+        work()
+
+
+def test_a_young_snapshot_without_effect_is_no_reason_to_warn(
+    tiny_base: Path, tiny_adapters: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    levels: list[int] = []
+    for rank, kind in (("r2", AdapterVersion), ("r4", Snapshot)):
+        version = version_of("face", with_b(tiny_adapters[rank], tmp_path / rank, torch.zeros_like))
+        version = kind(**{field.name: getattr(version, field.name) for field in fields(version)})
+        engine = build_engine(tiny_base)
+        engine.bank.warm(version)
+        asyncio.run(AdapterEffects(cast(AsyncEngine, AtOnce(engine))).measure(version))
+        levels.append(next(record.levelno for record in caplog.records if "no effect" in record.getMessage()))
+        caplog.clear()
+    assert levels == [logging.WARNING, logging.INFO]
 
 
 def card(server: RunningServer, model: str) -> dict[str, object]:

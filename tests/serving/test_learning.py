@@ -202,8 +202,9 @@ def test_what_cannot_be_probed_is_refused_by_name(tiny_base: Path, home: Path, f
             f"run {job} has no snapshot of step 11; there are: 10, 20, 30, 40",
         )
         assert refused(job, checkpoints=["else:step-10"])[:2] == (400, "checkpoints")
-        assert refused(job, checkpoints=[-10])[0] == 400
-        assert refused(job, checkpoints=[10**300])[0] == 400
+        assert refused(job, checkpoints=[-10])[:2] == (400, "checkpoints.0")
+        assert refused(job, checkpoints=[10**300])[:2] == (400, "checkpoints.0")
+        assert refused(job, max_tokens=True)[:2] == (400, "max_tokens")
         assert refused(job, prompts=[""])[:2] == (400, "prompts.0")
         assert refused(job, prompts=["好" * 2000])[:2] == (400, "prompts")
         assert refused(job, max_tokens=0)[:2] == (400, "max_tokens")

@@ -17,8 +17,10 @@ import openai
 import pytest
 from openai.types.fine_tuning import FineTuningJob
 
+from adapters.errors import Conflict, InsufficientStorage
 from adapters.store import AdapterStore
 from serving.files import FileStore
+from tests.full_disk import full_disk
 from tests.openai_judge import DESCRIPTION, VARIABLE, Judge
 from tests.serving.running import RunningServer, running_server
 from tests.serving.test_api import settings_for
@@ -27,6 +29,7 @@ from training.api.objects import job_object
 from training.config import TrainConfig
 from training.jobs.fine_tuning import FineTuning, FineTuningRequest, check_files
 from training.jobs.queue import JobQueue
+from training.jobs.validate import validate
 from training.runs.journal import Journal
 from training.runs.run import run_job
 
@@ -261,6 +264,12 @@ def test_files_that_break_the_rules_fail_before_anything_runs(
         ({"model": "gpt-4o-mini"}, "model", "this server can train on: tiny, bianlian-mini"),
         ({"training_file": "file-0123456789abcdef01234567"}, "training_file", "does not exist"),
         ({"validation_file": "nonsense"}, "validation_file", "does not exist"),
+        ({"validation_file": ""}, "validation_file", "at least 1 character"),
+        ({"seed": True}, "seed", "true is no number"),
+        ({"hyperparameters": {"n_epochs": True}}, "hyperparameters.n_epochs", "true is no number"),
+        ({"bianlian": {"lora_r": True}}, "bianlian.lora_r", "true is no number"),
+        ({"bianlian": {"format": "alpacka"}}, "bianlian.format", "Input should be"),
+        ({"bianlian": {"card": {"sample": []}}}, "bianlian.card.sample", "unknown option"),
         ({"suffix": "no spaces please"}, "suffix", "letters, digits"),
         ({"suffix": "x" * 65}, "suffix", "64"),
         ({"suffix": "tiny"}, "suffix", "base model's name"),
@@ -351,6 +360,45 @@ def test_preferences_are_what_dpo_learns_from(tmp_path: Path) -> None:
     assert job_object(job, [])["method"]["dpo"]["hyperparameters"] == hyperparameters | {"batch_size": "auto"}
 
 
+def test_a_request_that_the_disk_has_no_room_for_or_the_name_is_taken_leaves_nothing(tmp_path: Path) -> None:
+    files = FileStore(tmp_path / "uploads")
+    with files.workspace() as workspace:
+        (workspace / "rows").write_bytes(jsonl(ROWS))
+        file_id = files.add(workspace / "rows", "rows.jsonl", "fine-tune").id
+    tuning = FineTuning(JobQueue(tmp_path), files, {"tiny": "tiny"}, lambda name: None)
+    with full_disk(100), pytest.raises(InsufficientStorage):
+        tuning.create(FineTuningRequest(model="tiny", training_file=file_id, suffix="x"))
+    (tmp_path / "bases" / "mine").mkdir(parents=True)
+    with pytest.raises(Conflict, match="there is a base at") as caught:
+        tuning.create(FineTuningRequest(model="tiny", training_file=file_id, suffix="mine"))
+    assert caught.value.param == "suffix"
+    assert not list((tmp_path / "runs").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("rows", "bianlian", "param", "words"),
+    [
+        (ROWS[:1] * 20, {}, "bianlian.val_split", ["all 20 rows are equal", "give bianlian.val_split 0"]),
+        (ROWS, {"use_dora": True, "method": "full"}, "bianlian.use_dora", ["full"]),
+        ([{"text": "only words"}] * 20, {}, "bianlian.objective", ["use bianlian.objective pretrain"]),
+    ],
+    ids=["split", "combination", "objective"],
+)
+def test_what_a_run_would_refuse_is_said_in_the_words_of_the_request(
+    tiny_base: Path, tmp_path: Path, rows: list[Any], bianlian: dict[str, Any], param: str, words: list[str]
+) -> None:
+    files = FileStore(tmp_path / "uploads")
+    with files.workspace() as workspace:
+        (workspace / "rows").write_bytes(jsonl(rows))
+        file_id = files.add(workspace / "rows", "rows.jsonl", "fine-tune").id
+    tuning = FineTuning(JobQueue(tmp_path), files, {"tiny": str(tiny_base)}, lambda name: None)
+    job = tuning.create(FineTuningRequest(model="tiny", training_file=file_id, bianlian=bianlian))
+    validate(job.journal)
+    error = job_object(tuning.queue.get(job.id), [])["error"]
+    assert error is not None and error["param"] == param
+    assert all(word in error["message"] for word in words) and "--" not in error["message"], error
+
+
 def test_only_the_admin_trains(tiny_base: Path, tmp_path: Path) -> None:
     with running_server(settings_for(tiny_base, tmp_path, api_key=["user"], admin_key="admin")) as running:
         url = f"{running.url}/v1/fine_tuning/jobs"
@@ -370,7 +418,7 @@ def test_unknown_jobs_and_places_are_not_found(
         client.fine_tuning.jobs.list_events(trained.id, after="ftevent-9999")
     with pytest.raises(openai.ConflictError, match="succeeded already"):
         client.fine_tuning.jobs.cancel(trained.id)
-    with pytest.raises(openai.ConflictError, match="is succeeded"):
+    with pytest.raises(openai.ConflictError, match="has succeeded"):
         client.fine_tuning.jobs.resume(trained.id)
 
 

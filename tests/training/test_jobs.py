@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,12 +18,14 @@ from typing import Any
 import psutil
 import pytest
 import typer
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
-from adapters.errors import BianlianError, Conflict, Invalid, NotFound
+from adapters.errors import BianlianError, Conflict, InsufficientStorage, Invalid, NotFound
 from adapters.store import AdapterStore
+from tests.full_disk import full_disk
 from tests.training.test_run import ROWS, config, overflowing
 from training.config import TrainConfig
+from training.job_cli import jobs_cli
 from training.jobs.queue import JobQueue, Supervisor, is_supervised
 from training.runs.failures import explain
 from training.runs.journal import SILENT_S, Journal, Process, State, Status
@@ -127,6 +129,20 @@ def test_what_waits_is_stopped_at_once_and_what_is_over_not_at_all(tmp_path: Pat
     assert queue.resume(waiting.job_id).status.state == "queued"
 
 
+@pytest.mark.parametrize("stop", ["cancel", "pause"])
+def test_what_is_stopped_while_its_files_are_read_leaves_no_process(tmp_path: Path, stop: str) -> None:
+    queue = JobQueue(tmp_path)
+    reading = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    journal = submit(queue, state="validating", process=Process.of(reading.pid))
+    try:
+        getattr(queue, stop)(journal.job_id)
+        assert reading.wait(PATIENCE_S) == -signal.SIGKILL
+    finally:
+        reading.kill()
+    assert journal.status().process is None
+    assert queue.resume(journal.job_id).status.process is None
+
+
 def test_a_run_in_a_terminal_is_never_taken_by_the_queue(tiny_base: Path, tmp_path: Path) -> None:
     """Not even at the very moment at which its directory appears."""
     root, seen = tmp_path / "home", list[State]()
@@ -228,6 +244,35 @@ def test_a_full_disk_fails_the_run_with_the_way_out_and_nothing_half_done(tiny_b
     queue.resume(journal.job_id)
     assert str(run_job(journal.directory, device="cpu").version) == "counter@1"
     assert (journal.status().code, journal.status().state) == (None, "succeeded")
+
+
+@pytest.mark.parametrize("act", ["submit", "cancel", "pause", "resume"])
+def test_what_a_full_disk_cannot_note_is_not_done(tmp_path: Path, act: str) -> None:
+    queue = JobQueue(tmp_path)
+    journal = submit(queue, state="failed" if act == "resume" else "queued")
+    before = sorted(tmp_path.rglob("*"))
+    asked = TrainConfig(data=(Path("nowhere.jsonl"),), name="y")
+    with full_disk(10), pytest.raises(InsufficientStorage, match="disk has no room"):
+        queue.submit(asked) if act == "submit" else getattr(queue, act)(journal.job_id)
+    assert journal.status().state == ("failed" if act == "resume" else "queued")
+    assert [path for path in sorted(tmp_path.rglob("*")) if path.name != "lock"] == before
+    assert len(queue.all()) == 1
+
+
+def test_how_a_run_was_killed_is_said_once_the_disk_has_room(tmp_path: Path) -> None:
+    queue = JobQueue(tmp_path)
+    supervisor = Supervisor(queue, device="cpu")
+    journal = submit(queue)
+    supervisor.step()
+    process = journal.status().process
+    assert process is not None
+    os.kill(process.pid, signal.SIGTERM)  # before it has noted anything of its own
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    with full_disk(10):
+        supervisor.step()
+    assert journal.status().state == "running"
+    supervisor.step()
+    assert journal.status().state == "failed" and "SIGTERM" in journal.status().message
 
 
 def test_torch_s_words_for_a_full_disk_are_understood() -> None:
@@ -360,6 +405,46 @@ def test_the_command_line_detaches_shows_and_stops(
     assert f"{other.id} is cancelled" in run("jobs", "cancel", other.id)
     with pytest.raises(NotFound, match="no run 'nobody'"):
         run("jobs", "show", "nobody")
+
+
+@pytest.fixture
+def jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
+    """`bianlian jobs` over the home tmp_path."""
+    monkeypatch.setenv("BIANLIAN_HOME", str(tmp_path))
+    cli = typer.Typer()
+    cli.add_typer(jobs_cli, name="jobs")
+    return lambda *arguments, **options: CliRunner().invoke(cli, ["jobs", *arguments], **options)
+
+
+def test_a_name_means_its_newest_run_which_is_said(tmp_path: Path, jobs: Callable[..., Result]) -> None:
+    queue = JobQueue(tmp_path)
+    older = submit(queue, state="succeeded", version="x@1")
+    newer = submit(queue, state="failed", code="killed", process=ended_process()[0], message="it was killed")
+    shown = jobs("show", "x").output
+    assert f"x: its newest run is {newer.job_id}" in shown
+    assert "code       killed" in shown and "process" not in shown
+    shown = jobs("show", "x@1").output
+    assert f"x@1: its newest run is {older.job_id}" in shown and "succeeded" in shown
+    assert "newest run" not in jobs("show", older.job_id).output
+    assert f"x: its newest run is {newer.job_id}" in jobs("logs", "x").output
+    refused = jobs("cancel", older.job_id).exception
+    assert isinstance(refused, Conflict) and "has succeeded already" in refused.message
+    assert isinstance(jobs("show", "y").exception, NotFound)
+
+
+def test_runs_are_deleted_all_or_none_and_refused_before_the_question(
+    tmp_path: Path, jobs: Callable[..., Result]
+) -> None:
+    queue = JobQueue(tmp_path)
+    over, other = (submit(queue, state="failed").job_id for _ in range(2))
+    waiting = submit(queue).job_id
+    for bad, kind in (("nobody", NotFound), (waiting, Conflict)):
+        result = jobs("remove", over, bad, input="y\n")
+        assert isinstance(result.exception, kind) and "delete" not in result.output
+    assert len(queue.all()) == 3
+    result = jobs("remove", over, other, over, input="y\n")
+    assert f"delete {over}, {other}?" in result.output
+    assert [job.id for job in queue.all()] == [waiting]
 
 
 def test_a_status_that_makes_no_sense_holds_nobody_else_up(tiny_base: Path, tmp_path: Path) -> None:

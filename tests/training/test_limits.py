@@ -41,6 +41,41 @@ def test_a_number_out_of_bounds_is_refused_by_name(name: str, value: float) -> N
     assert caught.value.param == f"bianlian.{name}"
 
 
+@pytest.mark.parametrize("name", NUMBERS)
+@pytest.mark.parametrize("value", [True, False])
+def test_true_is_no_number(name: str, value: bool) -> None:
+    with pytest.raises(Invalid, match=f"^{name}: {str(value).lower()} is no number") as caught:
+        parse_config({"data": ["x.jsonl"], "name": "x", name: value})
+    assert caught.value.param == name
+
+
+@pytest.mark.parametrize(
+    ("values", "param"),
+    [
+        ({"format": "alpacka"}, "format"),
+        ({"data_weights": [True]}, "data_weights"),
+        ({"card": {"samples": [1]}}, "card.samples.0"),
+        ({"card": {"sample": []}}, "card.sample"),
+        ({"lora_r": []}, "lora_r"),
+    ],
+)
+def test_a_refusal_names_what_was_sent_and_no_type(values: dict[str, Any], param: str) -> None:
+    with pytest.raises(Invalid) as caught:
+        parse_config({"data": ["x.jsonl"], "name": "x", **values})
+    assert caught.value.param == param
+    request = FineTuningRequest(model="m", training_file="f", bianlian=values)
+    if param == "data_weights":
+        return  # not for requests
+    with pytest.raises(Invalid) as caught:
+        _config(request, "x", "m", [Path("x.jsonl")])
+    assert caught.value.param == f"bianlian.{param}"
+
+
+def test_a_word_that_is_like_none_gets_the_list() -> None:
+    with pytest.raises(Invalid, match="unknown option 'patience'; known: "):
+        parse_config({"name": "x", "patience": 3})
+
+
 def test_weights_of_data_sets_are_bounded_too() -> None:
     with pytest.raises(Invalid, match=r"data_weights\.1: .*1000000000"):
         parse_config({"data": ["a", "b"], "name": "x", "data_weights": [1, 1e308]})

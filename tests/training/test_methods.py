@@ -18,11 +18,13 @@ from serving.engine.engine import Engine
 from tests.serving.test_engine import version_of
 from tests.serving.test_peft_variants import answers
 from tests.serving.test_peft_variants import asked as request_for
+from training.api.objects import checkpoint_objects, job_object
 from training.config import Plan, TrainConfig, plan_for
 from training.data.dataset import TrainingRow
 from training.data.files import Place
+from training.jobs.queue import JobQueue
 from training.runs.bases import check_base_name
-from training.runs.run import start_run
+from training.runs.run import run_job, start_run
 from training.trainer import Progress, Trained, Validation, add_adapter, last_checkpoint, save_adapter, train, trainable
 from training.trainer.objectives import build
 from training.trainer.scoring import validation_loss
@@ -228,6 +230,12 @@ def test_a_base_trained_whole_is_served_from_its_directory(tiny_base: Path, tmp_
     with pytest.raises(Conflict, match="there is a base at"):
         start_run(asked, tmp_path / "home", device="cpu")
     assert not list((tmp_path / "home" / "bases").glob(".incoming-*"))
+    job = JobQueue(tmp_path / "home").get(finished.job_id)
+    shown = job_object(job, [])
+    assert (shown["status"], shown["fine_tuned_model"]) == ("succeeded", None), "no request can ask for it here"
+    assert (shown["bianlian"]["version"], shown["bianlian"]["base"]) == (None, "counter")
+    assert f"bianlian serve --base {finished.base}" in shown["bianlian"]["message"]
+    assert checkpoint_objects(job) == []
 
 
 def test_a_base_takes_no_name_that_means_something_else(
@@ -239,6 +247,16 @@ def test_a_base_takes_no_name_that_means_something_else(
     with pytest.raises(Conflict, match="bundled base"):
         check_base_name(tmp_path, "bianlian-mini")
     check_base_name(tmp_path, "free")
+    (tmp_path / "bases" / "taken-too").mkdir(parents=True)
+    options = {"data": [write(tmp_path)], "base": str(tiny_base)}
+    with pytest.raises(Conflict, match="there is a base at .*choose another name") as caught:
+        start_run(TrainConfig.model_validate({"name": "taken-too", **options}), tmp_path, device="cpu")
+    assert caught.value.param == "name"
+    with pytest.raises(Conflict, match="there is a base at"):
+        run_job(
+            JobQueue(tmp_path).submit(TrainConfig.model_validate({"name": "taken-too", **options})).journal.directory
+        )
+    assert AdapterStore(tmp_path / "store").names() == ["taken"]
 
 
 def test_a_base_trained_whole_resumes_exactly_and_keeps_its_best(tiny_base: Path, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """What a whole run promises: a published adapter, an honest journal, and nothing half done."""
 
+import csv
 import io
 import json
 import os
@@ -22,9 +23,11 @@ from adapters.errors import BianlianError, Conflict, Invalid, NotFound
 from adapters.lending import BaseLost, Lender, terms_of
 from adapters.renderer import ChatRenderer
 from adapters.store import AdapterStore
+from training.api.objects import checkpoint_objects
 from training.cli import _print_result
 from training.config import TrainConfig, parse_config
 from training.jobs.queue import JobQueue
+from training.jobs.result_files import write_table
 from training.runs import run as run_module
 from training.runs.journal import Journal, Metric, Process, RunConfig, Status
 from training.runs.run import Watcher, resume_run, start_run
@@ -155,6 +158,9 @@ def test_an_unknown_run_is_not_found(tmp_path: Path) -> None:
         ([*ROWS, {"instruction": "x"}], {}, r"data\.jsonl:13: output: is missing"),
         ([{"colour": "red"}], {}, r"data\.jsonl:1: no known format"),
         (ROWS[:1], {}, "one row cannot be split"),
+        (ROWS[:1] * 20, {}, "all 20 rows are equal"),
+        ([{"text": "only words"}] * 9, {}, "plain text.*use --objective pretrain"),
+        ([{"prompt": "a", "completion": "b", "label": True}] * 2, {}, "with a verdict on it.*with --objective kto"),
         (ROWS, {"name": "../up"}, "adapter name"),
         (ROWS, {"targets": ["q_prjo"]}, "did you mean 'q_proj'"),
         (ROWS, {"max_length": 9999}, "max-length 9999 is more than"),
@@ -197,7 +203,7 @@ def test_a_diverged_run_stops_and_names_the_learning_rate(tiny_base: Path, tmp_p
     ("options", "cause"),
     [
         ({"learning_rate": 1e-12}, "learning rate 1e-12 is far below the 0.004 that is usual"),
-        ({"max_steps": 1, "learning_rate": 1e-3, "schedule": "constant_with_warmup", "warmup": 100}, "1 step"),
+        ({"max_steps": 1, "learning_rate": 1e-3, "schedule": "constant_with_warmup", "warmup": 1e6}, "1 step is"),
     ],
     ids=["learning rate", "steps"],
 )
@@ -214,6 +220,32 @@ def test_a_run_that_has_changed_nothing_warns_and_names_the_cause(
     assert "warning: the result has no effect" in console.file.getvalue().splitlines()[-1]  # type: ignore[attr-defined]
     learned = go(config(tiny_base, tmp_path), tmp_path / "other")
     assert learned.warning is None
+
+
+def test_preferences_that_are_kept_less_than_before_are_warned_of_with_the_figures_everywhere(
+    tiny_base: Path, tmp_path: Path
+) -> None:
+    def pairs(wanted: str, other: str) -> list[Any]:
+        return [{"prompt": f"say {n}", "chosen": wanted, "rejected": other} for n in range(8)]
+
+    held_out = tmp_path / "held-out.jsonl"
+    held_out.write_text("".join(json.dumps(row) + "\n" for row in pairs("no", "yes")))
+    asked = config(tiny_base, tmp_path, pairs("yes", "no"), objective="dpo", validation_data=[held_out], max_steps=3)
+    finished = go(asked, tmp_path / "home")
+    journal = Journal.open(tmp_path / "home" / "runs", finished.job_id)
+    (warning,) = [event for event in journal.events() if event.level == "warn"]
+    assert warning.data == {"code": "got_worse"} and warning.message == finished.warning
+    assert "got worse" in warning.message and "reward accuracy 0" in warning.message
+    assert "--max-steps" in warning.message and "--beta" in warning.message
+    assert "got worse" in journal.status().message
+    figures = [event.data for event in journal.events() if event.type == "metrics"]
+    assert all("reward_margin" in data and "reward_accuracy" in data for data in figures)
+    assert figures[-1]["reward_accuracy"] == 0 and figures[-1]["margin"] < 0
+    write_table(journal, tmp_path / "table.csv")
+    last = list(csv.DictReader((tmp_path / "table.csv").open()))[-1]
+    assert float(last["valid_reward_accuracy"]) == 0 and float(last["train_reward_margin"]) > 0
+    checkpoint = checkpoint_objects(JobQueue(tmp_path / "home").get(finished.job_id))[0]
+    assert checkpoint["metrics"]["valid_reward_accuracy"] == 0 and "train_reward_accuracy" in checkpoint["metrics"]
 
 
 def test_a_run_killed_while_it_publishes_leaves_nothing_half_done_and_goes_on(tiny_base: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from adapters.errors import Invalid
 from adapters.snapshots import RunSnapshots
 from training.jobs.fine_tuning import FineTuningRequest, Method, read_request
 from training.jobs.queue import RESUMABLE, Job
+from training.jobs.result_files import of_preferences
 from training.runs.journal import Event, Metric, State
 
 log = logging.getLogger(__name__)
@@ -92,17 +93,20 @@ class CheckpointList(_Declared):
 
 
 def job_object(job: Job, result_files: list[str]) -> dict[str, Any]:
-    """`bianlian` in it is ours: where the run is, and the exact version it became."""
+    """`bianlian` in it is ours: where the run is, and the exact version it became. Method full makes a base, which no
+    request can ask for before it is served: `fine_tuned_model` is None then, `base` its name, and the message says how
+    to serve it."""
     status, config = job.status, job.config.train
     request = read_request(job.journal) or _request_of(job)
     hyperparameters = _hyperparameters(request)
     over = status.state == "succeeded"
+    full = config.method == "full"
     return {
         "id": job.id,
         "object": "fine_tuning.job",
         "created_at": int(job.config.created.timestamp()),
         "error": _error(job),
-        "fine_tuned_model": config.name if over else None,
+        "fine_tuned_model": config.name if over and not full else None,
         "finished_at": _seconds(status.finished),
         "hyperparameters": {name: value for name, value in hyperparameters.items() if name != "beta"},
         "model": request.model,
@@ -122,7 +126,8 @@ def job_object(job: Job, result_files: list[str]) -> dict[str, Any]:
             "step": status.step,
             "steps": status.steps,
             "trained_tokens": status.trained_tokens,
-            "version": status.version,
+            "version": None if full else status.version,
+            "base": config.name if over and full else None,
             # What its files lack they lack again.
             "resumable": status.state in RESUMABLE and not (status.code or "").startswith("invalid_"),
             **request.bianlian,
@@ -149,7 +154,7 @@ def event_id(number: int) -> str:
 
 def checkpoint_objects(job: Job) -> list[dict[str, Any]]:
     """What can be asked for as a model, the newest first: the published version, and the run's snapshots, each
-    `<run>:step-<n>`."""
+    `<run>:step-<n>`. None of method full."""
     try:
         metrics = job.journal.metrics()
     except Invalid as error:  # damaged; the snapshots can be asked for all the same
@@ -159,7 +164,7 @@ def checkpoint_objects(job: Job) -> list[dict[str, Any]]:
     for snapshot in RunSnapshots(job.journal.directory).all():
         with suppress(OSError):  # thinned out a moment ago
             models.append((snapshot.step, snapshot.directory.stat().st_mtime, str(snapshot)))
-    if job.status.version and job.status.finished:
+    if job.status.version and job.status.finished and job.config.train.method != "full":
         published = next((metric.step for metric in metrics if metric.kind == "tuned_validation"), job.status.step)
         models.append((published, job.status.finished.timestamp(), job.status.version))
     return [
@@ -182,8 +187,10 @@ def _metrics_at(step: int, metrics: list[Metric]) -> dict[str, float]:
     for metric in here:
         if metric.kind == "step":
             found["train_loss"] = metric.loss
+            found |= of_preferences(metric, "train_")
         elif metric.kind.endswith("validation"):
             found["valid_loss"] = found["full_valid_loss"] = metric.loss  # all of the validation rows, always
+            found |= of_preferences(metric, "valid_")
     return found
 
 

@@ -1,7 +1,9 @@
 """Data files in another shape: every format → messages, Alpaca or ShareGPT; and one file → two."""
 
 import json
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -11,15 +13,24 @@ from training.config import TrainConfig
 from training.data.dataset import read_sources, split_rows
 from training.data.fields import RowError
 from training.data.files import BadRow, Object, read_objects
-from training.data.formats import Document, Example, PreferencePair, Row
+from training.data.formats import Document, Example, PreferencePair, Row, recognise
 from training.data.sources import sources_of
 
 Target = Literal["messages", "alpaca", "sharegpt"]
 TARGETS: tuple[Target, ...] = get_args(Target)
 
 
-def convert_files(config: TrainConfig, to: str, out: Path) -> tuple[int, list[BadRow]]:
-    """Write the data of `config` as one file; (rows written, rows left out). Reading it again gives the same rows.
+@dataclass(frozen=True)
+class Converted:
+    """`kept` says of rows for which the target has no words in what shape they are, a line a shape."""
+
+    written: int
+    bad: list[BadRow]
+    kept: list[str]
+
+
+def convert_files(config: TrainConfig, to: str, out: Path) -> Converted:
+    """Write the data of `config` as one file. Reading it again gives the same rows.
 
     Raises Invalid for an unknown target or suffix, for a file that is there, or when no row is left."""
     if to not in TARGETS:
@@ -37,7 +48,19 @@ def convert_files(config: TrainConfig, to: str, out: Path) -> tuple[int, list[Ba
     if not written:
         raise Invalid(f"no row can be written as {to}; the first: {bad[0]}", param="to")
     _write(out, written)
-    return len(written), bad
+    return Converted(len(written), bad, list(_kept(written, to)))
+
+
+def _kept(written: Sequence[Object], to: str) -> Iterator[str]:
+    """Where what was written is no `to`: none of them has a field for preferences, and messages none for plain text."""
+    counted = Counter(recognise(row) for row in written)
+    for format, shape, train in (
+        ("dpo", "chosen and rejected beside what was asked", "dpo, orpo or kto"),
+        ("kto", "one answer and a verdict on it (label or kto_tag)", "kto"),
+        ("text", "the field text", "pretrain"),
+    ):
+        if rows := counted[format]:  # type: ignore[index]
+            yield f"{rows} of them have {shape}, for which {to} has no words; they are for --objective {train}"
 
 
 def split_file(file: Path, share: float, seed: int, out: Path) -> list[tuple[Path, int]]:

@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeVar
 from adapters.errors import Invalid
 from adapters.renderer import ChatRenderer, Message, RenderedExample
 from training.data.files import BadRow, Place
-from training.data.formats import Document, Example, Format, PreferencePair, Row, read_data
+from training.data.formats import MAX_CHARACTERS, Document, Example, Format, PreferencePair, Row, read_data
 from training.data.report import Lengths, Report
 from training.data.sources import Source
 
@@ -192,9 +192,7 @@ def render_rows(
         match row:
             case PreferencePair():
                 raise Invalid(
-                    f"{row.place}: answers to choose between, not to repeat; train on them with --objective dpo, orpo "
-                    "or kto, or give a file of questions and answers",
-                    param="data",
+                    f"{row.place}: {_not_to_repeat(row)}, or give a file of questions and answers", param="data"
                 )
             case Document():
                 work.document(source, row)
@@ -218,6 +216,12 @@ def render_rows(
         reasoning_left_out=work.reasoning_left_out,
     )
     return Dataset(work.rows, report, tuple(weights))
+
+
+def _not_to_repeat(row: PreferencePair) -> str:
+    if row.chosen is None or row.rejected is None:
+        return "an answer with a verdict on it, not one to repeat; train on such answers with --objective kto"
+    return "answers to choose between, not to repeat; train on them with --objective dpo, orpo or kto"
 
 
 class _Rendering:
@@ -288,7 +292,19 @@ class _Rendering:
         tokenizer = self.renderer.tokenizer
         known = tokenizer.get_added_vocab()
         end = known.get(_END_OF_TEXT, tokenizer.eos_token_id)
-        return self.renderer.encode(text) + ([end] if end is not None else [])
+        ids = [token for piece in pieces_of(text) for token in self.renderer.encode(piece)]
+        return ids + ([end] if end is not None else [])
+
+
+def pieces_of(text: str) -> Iterator[str]:
+    """`text` in pieces of at most MAX_CHARACTERS, cut at the ends of lines where there are any."""
+    start = 0
+    while start < len(text):
+        end = start + MAX_CHARACTERS
+        if end < len(text):
+            end = text.rfind("\n", start, end) + 1 or end
+        yield text[start:end]
+        start = end
 
 
 def data_sha256(paths: Iterable[Path]) -> str:

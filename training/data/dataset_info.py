@@ -183,6 +183,11 @@ def read_entry(info: Path, name: str) -> tuple[Entry, list[Path]]:
     return entry, _files(info, name, entry)
 
 
+def read_names(info: Path) -> list[str]:
+    """The data sets of the list `info`. Raises as `read_entry`."""
+    return list(_read_list(info))
+
+
 def _read_list(info: Path) -> Mapping[str, Any]:
     try:
         listed = json.loads(info.read_text(encoding="utf-8-sig"))

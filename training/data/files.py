@@ -55,6 +55,8 @@ def read_objects(path: Path) -> Iterator[tuple[Place, Object] | BadRow]:
 
     Raises NotFound when there is none, and Invalid when it is not what its suffix says."""
     suffix, zipped = _suffix(path)
+    if path.is_dir():
+        raise Invalid(f"{path} is a directory; give one of its files", param="data")
     if suffix not in SUFFIXES:
         raise Invalid(
             f"{path}: unknown suffix '{suffix}'; known: {', '.join(SUFFIXES)}, each also as .gz", param="data"
@@ -267,6 +269,8 @@ def _csv_objects(path: Path, text: str, delimiter: str) -> Iterator[tuple[Place,
             continue
         if header is None:
             header = [cell.strip() for cell in cells]
+            if twice := next((name for name in header if name and header.count(name) > 1), None):
+                raise Invalid(f"{place}: the column '{twice}' is there twice; rename or remove one", param="data")
         elif len(cells) != len(header):
             yield BadRow(place, "", f"{len(cells)} cells where the header has {len(header)}", "syntax")
         else:

@@ -3,6 +3,7 @@
 What lives here: telling formats apart, and one small parser a format. What does not: reading files with true line
 numbers (`files.py`); lists of turns (`turns.py`); tokens, splits and statistics (`dataset.py`)."""
 
+import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,6 +19,8 @@ from training.data.turns import assistant, read_tools, read_turns, system_of, us
 
 Format = Literal["alpaca", "sharegpt", "messages", "query-response", "dpo", "kto", "qa", "text"]
 FORMATS: tuple[Format, ...] = get_args(Format)
+# A tokenizer takes ninety bytes for a character of one long text, and a conversation beyond this is a mistake.
+MAX_CHARACTERS = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -128,10 +131,37 @@ def read_data(
     rows: list[Row] = []
     for place, row in objects:
         try:
-            rows.append(parse(row, place))
+            rows.append(_within_bounds(parse(row, place)))
         except RowError as error:
             bad.append(error.at(place))
     return DataFile(path, found, rows, sorted(bad, key=lambda row: (row.place.line, row.place.row or 0)))
+
+
+def _within_bounds(row: Row) -> Row:
+    """Raises RowError for a conversation of more than MAX_CHARACTERS. Documents may be as long as they like: they are
+    tokenized in pieces."""
+    match row:
+        case Document():
+            return row
+        case Example():
+            lengths = [(where, _characters(message)) for message, where in zip(row.messages, row.fields, strict=True)]
+        case PreferencePair():
+            lengths = [("prompt", _characters(message)) for message in row.prompt]
+            lengths += [
+                (where, len(text or "")) for where, text in zip(row.fields, (row.chosen, row.rejected), strict=True)
+            ]
+    if (total := sum(length for _, length in lengths)) > MAX_CHARACTERS:
+        where, longest = max(lengths, key=lambda one: one[1])
+        whole = "" if longest == total else f", {total:,} in the row"
+        raise RowError(
+            where, f"has {longest:,} characters{whole}; a row may have {MAX_CHARACTERS:,}: split it into several"
+        )
+    return row
+
+
+def _characters(message: Message) -> int:
+    calls = message.get("tool_calls", [])
+    return len(message["content"]) + len(message.get("reasoning_content", "")) + sum(map(len, map(json.dumps, calls)))
 
 
 def detect(rows: Iterable[Object]) -> Format | None:
@@ -224,26 +254,26 @@ _MEDIA = ("images", "image", "videos", "video", "audios", "audio")
 
 
 def _alpaca(row: Object, place: Place) -> Example:
-    return _answered(row, _instruction(row), "output", place)
+    return _answered(row, "instruction", _instruction(row), "output", place)
 
 
 def _query_response(row: Object, place: Place) -> Example:
     query = first_of(row, _QUERIES, "query")
     answer = first_of(row, [name for name in _RESPONSES if name != query], "response")
-    return _answered(row, text_of(row, query), answer, place)
+    return _answered(row, query, text_of(row, query), answer, place)
 
 
 def _qa(row: Object, place: Place) -> Example:
     query = first_of(row, ("Question", "question"), "Question")
     answer = first_of(row, ("Response", "Answer", "response", "answer"), "Response")
-    return _answered(row, text_of(row, query), answer, place)
+    return _answered(row, query, text_of(row, query), answer, place)
 
 
-def _answered(row: Object, query: str, answer: str, place: Place) -> Example:
-    """System message, history, one more question and the answer in field `answer`."""
+def _answered(row: Object, asked: str, query: str, answer: str, place: Place) -> Example:
+    """System message, history, one more question, from field `asked`, and the answer in field `answer`."""
     thoughts = next((text_of(row, name, required=False) for name in _REASONING if row.get(name)), "")
     opening = _opening(row)
-    fields = [*(["history"] * len(opening)), "", answer]
+    fields = [*(["history"] * len(opening)), asked, answer]
     return _example([*opening, user(query), assistant(text_of(row, answer), thoughts)], row, place, fields)
 
 
@@ -260,7 +290,7 @@ def _messages(row: Object, place: Place) -> Example:
 def _conversation(row: Object, field: str, place: Place) -> Example:
     turns = read_turns(row[field], field)
     before = system_of(row) if turns.messages[0]["role"] != "system" else []
-    fields = [*([""] * len(before)), *turns.fields]
+    fields = [*(["system"] * len(before)), *turns.fields]
     weights = [*([None] * len(before)), *turns.weights]
     return _example([*before, *turns.messages], row, place, fields, weights, field)
 

@@ -129,6 +129,17 @@ def load_preferences(
     return dataset
 
 
+def unsplit(rows: Sequence[TrainingRow] | Sequence[PreferenceRow]) -> str:
+    """Why no row can be held out for validation, where splitting has left none."""
+    if len(rows) == 1:
+        found = "one row cannot be split"
+    elif isinstance(rows[0], PreferenceRow):
+        found = f"all {len(rows)} rows answer the same prompt, and such rows stay together"
+    else:
+        found = f"all {len(rows)} rows are equal or of one conversation, and such rows stay together"
+    return f"{found}, so that none is left to validate on; add other rows, or give --val-split 0"
+
+
 def one_sided(rows: Sequence[PreferenceRow]) -> str:
     """Why kto cannot learn from these single answers; "" when it can."""
     if rows and len({row.wanted for row in rows}) == 1:
@@ -218,7 +229,8 @@ class _Rendering:
             self.bad.append(BadRow(pair.place, "", error.message))
             return
         if fitted is None:
-            reason = f"its last question and longer answer have more than max-length {self.max_length} tokens"
+            answer = "longer answer" if len(answers) > 1 else "its answer"
+            reason = f"its last question and {answer} have more than max-length {self.max_length} tokens"
             self.too_long.append(BadRow(pair.place, "", reason))
             return
         if left_out:

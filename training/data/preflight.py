@@ -19,7 +19,7 @@ from training.config import Method, Objective, Plan, TrainConfig, max_length_for
 from training.data.dataset import NOT_LEARNED, Dataset, ReadRows, TrainingRow, read_sources, render_rows
 from training.data.files import BadRow, Place
 from training.data.formats import Document, Example, Format, PreferencePair, Row
-from training.data.preferences import PreferenceDataset, PreferenceRow, one_sided, render_preferences
+from training.data.preferences import PreferenceDataset, PreferenceRow, one_sided, render_preferences, unsplit
 from training.data.privacy import PrivateKind, find_private
 from training.data.report import Report
 from training.data.similar import near_duplicates
@@ -129,6 +129,11 @@ class Preflight(BaseModel):
     preview: list[PreviewRow]
 
 
+def count_rows(findings: Iterable[Finding]) -> int:
+    """Rows that something was found in."""
+    return len({(one.file, one.line, one.row) for one in findings})
+
+
 def preflight(config: TrainConfig, *, device: Device = "auto", preview_rows: int = 3) -> Preflight:
     """Look at the data of `config` on its base. Blocks for as long as reading takes, and a few seconds of measuring.
 
@@ -151,7 +156,7 @@ def preflight(config: TrainConfig, *, device: Device = "auto", preview_rows: int
     return Preflight(
         formats=report.formats,
         objectives=objectives,
-        refused=_refusal(rendered, objectives, config),
+        refused=_refusal(rendered, objectives, config) or _unsplit(rendered, validation, config),
         good=report.good,
         bad=[Finding.of(row) for row in report.bad],
         shortened=[Finding.of(row) for row in report.shortened],
@@ -238,8 +243,7 @@ def _split(rendered: Rendered, config: TrainConfig) -> tuple[Sequence[object], S
 
 def _refusal(rendered: Rendered, objectives: Sequence[Objective], config: TrainConfig) -> str | None:
     asked = config.objective if "objective" in config.model_fields_set else None
-    # Documents are learned under either name.
-    if asked and asked not in (*objectives, *(["sft"] if objectives == ["pretrain"] else [])):
+    if asked and asked not in objectives:
         return f"--objective {asked} does not go with these rows; they are for {' or '.join(objectives)}"
     try:
         rendered.report.refuse(strict=config.strict)
@@ -248,6 +252,12 @@ def _refusal(rendered: Rendered, objectives: Sequence[Objective], config: TrainC
     if isinstance(rendered, PreferenceDataset) and (objectives == ["kto"] or asked == "kto"):
         return one_sided(rendered.rows) or None
     return None
+
+
+def _unsplit(rendered: Rendered, validation: Sequence[object], config: TrainConfig) -> str | None:
+    if validation or config.validation_data or not config.val_split:
+        return None
+    return unsplit(rendered.rows)
 
 
 def _tokens(row: object) -> tuple[list[int], list[bool]]:

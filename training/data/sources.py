@@ -8,9 +8,11 @@ from typing import Literal
 from adapters.errors import Invalid
 from adapters.settings import BUNDLED
 from training.config import TrainConfig
-from training.data.dataset_info import FILE_NAME, read_entry
+from training.data.dataset_info import FILE_NAME, read_entry, read_names
 from training.data.files import SUFFIXES
 from training.data.formats import Format, RowMapping
+
+_SHOWN = 12  # names of data sets in a message
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,8 @@ def sources_of(config: TrainConfig) -> list[Source]:
 def sources_at(data: Sequence[Path], format: Format | Literal["auto"] = "auto") -> list[Source]:
     """The sources that `data` names: files, or `dataset_info.json:NAME`."""
     return [
-        _listed(*listed) if (listed := _in_list(path)) else Source((path,), format) for path in map(Path, _full(data))
+        _listed(*listed) if (listed := _in_list(path)) else Source((_file(path),), format)
+        for path in map(Path, _full(data))
     ]
 
 
@@ -74,6 +77,20 @@ def files_of(sources: Sequence[Source]) -> list[Path]:
 def _listed(info: Path, name: str) -> Source:
     entry, paths = read_entry(info, name)
     return Source(tuple(paths), entry.format, entry.mapping, entry.num_samples, info)
+
+
+def _file(path: Path) -> Path:
+    if not path.is_dir():
+        return path
+    info = path / FILE_NAME
+    if info.is_file():
+        names = sorted(read_names(info))
+        shown = ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+        raise Invalid(
+            f"{path} is a directory; name one of its data sets, as {info}:NAME, of {shown or 'which it lists none'}",
+            param="data",
+        )
+    raise Invalid(f"{path} is a directory; give its files, separated by commas", param="data")
 
 
 def _full(data: Sequence[Path]) -> list[Path]:

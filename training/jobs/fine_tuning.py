@@ -5,6 +5,7 @@ What is asked for is kept beside the run's configuration, as it came; how it loo
 import json
 import logging
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -23,15 +24,16 @@ from pydantic import (
     model_validator,
 )
 
-from adapters.errors import BianlianError, Invalid, NotFound, renaming
+from adapters.errors import BianlianError, Invalid, NotFound, needing_room, renaming
 from adapters.manifest import check_name
 from adapters.regular import read_regular
-from training.config import Objective, TrainConfig, parse_config
+from training.config import Objective, TrainConfig, parse_config, require_no_bool
 from training.data.files import SUFFIXES, BadRow
 from training.data.formats import DataFile, PreferencePair, read_data
 from training.data.messages_file import validate_messages_file
 from training.data.report import MAX_BAD_SHARE
 from training.jobs.queue import Job, JobQueue
+from training.runs.bases import check_free
 from training.runs.journal import Journal, RunConfig, new_job_id
 from training.runs.uploads import as_uploaded, keep_names
 
@@ -91,7 +93,8 @@ class _Strict(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def writable(cls, value: Any) -> Any:
-        """JSON can spell half a surrogate pair, which is no text and cannot be encoded."""
+        """JSON can spell half a surrogate pair, which is no text and cannot be encoded. No field is true or false."""
+        require_no_bool(value)
         try:
             json.dumps(value, ensure_ascii=False, default=str).encode()
         except UnicodeEncodeError:
@@ -148,7 +151,7 @@ class FineTuningRequest(_Strict):
 
     model: str
     training_file: str
-    validation_file: str | None = None
+    validation_file: str | None = Field(default=None, min_length=1)
     method: Method | None = None
     hyperparameters: Hyperparameters | None = None  # where they were before there was `method`
     suffix: str | None = Field(default=None, min_length=1, max_length=64)
@@ -205,7 +208,7 @@ class FineTuning:
 
     def create(self, request: FineTuningRequest) -> Job:
         """A run whose files are yet to be validated. Raises Invalid, NotFound or Conflict, naming the field, for what
-        can be said at once."""
+        can be said at once, and InsufficientStorage."""
         base = self._base(request)
         name = request.suffix or f"ft-{secrets.token_hex(4)}"
         check_name(name, param="suffix")
@@ -219,24 +222,30 @@ class FineTuning:
             places.append(directory / f"validation{_suffix(validation[1])}")
         names = [training_name, *([validation[1]] if validation else [])]
         config = _config(request, name, base, places)
-        directory.mkdir(parents=True)
-        try:
-            # The run keeps what it learns from, whatever becomes of the upload.
-            for source, place in zip([training, *([validation[0]] if validation else [])], places, strict=True):
-                _link(source, place)
-            keep_names(directory, {place.name: name for place, name in zip(places, names, strict=True)})
-            (directory / REQUEST_FILE).write_text(request.model_dump_json(indent=2) + "\n", encoding="utf-8")
-            journal = Journal.create(self.queue.runs, RunConfig(train=config), job_id=job_id, state="validating")
-        except BaseException:
-            shutil.rmtree(directory, ignore_errors=True)
-            raise
+        with renaming({"name": "suffix"}):
+            check_free(self.queue.root, config)
+        with needing_room():
+            directory.mkdir(parents=True)
+            try:
+                # The run keeps what it learns from, whatever becomes of the upload.
+                for source, place in zip([training, *([validation[0]] if validation else [])], places, strict=True):
+                    _link(source, place)
+                keep_names(directory, {place.name: name for place, name in zip(places, names, strict=True)})
+                (directory / REQUEST_FILE).write_text(request.model_dump_json(indent=2) + "\n", encoding="utf-8")
+                self._note_first(Journal(directory), request)
+                Journal.create(self.queue.runs, RunConfig(train=config), job_id=job_id, state="validating")
+            except BaseException:
+                shutil.rmtree(directory, ignore_errors=True)
+                raise
+        return self.queue.get(job_id)
+
+    def _note_first(self, journal: Journal, request: FineTuningRequest) -> None:
         journal.note("Created fine-tuning job; validating its files")
         served = next(iter(self.bases))
         if request.model != served:
             journal.note(
                 f"this server serves {served}; the result will answer where --base is {request.model}", level="warn"
             )
-        return self.queue.get(job_id)
 
     def _base(self, request: FineTuningRequest) -> str:
         if request.model not in self.bases:
@@ -336,7 +345,7 @@ def _config(request: FineTuningRequest, name: str, base: str, files: list[Path])
         "beta": getattr(chosen, "beta", None),
         "seed": request.seed,
     }
-    with renaming({field: f"bianlian.{field}" for field in request.bianlian}):
+    with _as_sent(request.bianlian):
         return parse_config(
             {
                 **request.bianlian,
@@ -348,6 +357,42 @@ def _config(request: FineTuningRequest, name: str, base: str, files: list[Path])
                 "validation_data": files[1:],
             }
         )
+
+
+@contextmanager
+def _as_sent(ours: Collection[str]) -> Iterator[None]:
+    """Errors about the fields `ours`, and what is in them, name them where the request has them."""
+    try:
+        yield
+    except BianlianError as error:
+        if error.param and error.param.split(".")[0] in ours:
+            error.param = f"bianlian.{error.param}"
+        raise
+
+
+def in_words_of_requests(error: BianlianError, *, held_out: bool) -> None:
+    """Options of the command line, in an error about what a request asked for, become the request's fields; an error
+    about data is about one of its files."""
+    if error.param in (None, "data"):
+        error.param = "validation_file" if held_out else "training_file"
+        error.code = f"invalid_{error.param}"
+    elif error.param:
+        error.param = _field(error.param)
+    error.message = re.sub(
+        r"--([a-z]+(?:-[a-z]+)*)",
+        lambda found: _field(found[1].replace("-", "_")) if found[1].replace("-", "_") in _OPTIONS else found[0],
+        error.message,
+    )
+
+
+_OPTIONS = frozenset(TrainConfig.model_fields)
+
+
+def _field(option: str) -> str:
+    name, _, within = option.partition(".")
+    if name not in _OPTIONS:
+        return option
+    return _ELSEWHERE.get(name, f"bianlian.{name}") + (f".{within}" if within else "")
 
 
 def _suffix(filename: str) -> str:

@@ -23,7 +23,7 @@ from adapters.settings import Device
 from adapters.snapshots import RunSnapshots, Snapshot
 from adapters.store import AdapterStore
 from training.config import TrainConfig
-from training.runs.journal import FINISHED, STATUS_FILE, Journal, Process, RunConfig, State, Status
+from training.runs.journal import FINISHED, STATUS_FILE, Journal, Process, RunConfig, State, Status, told
 from training.runs.nice import be_nice
 
 POLL_S = 0.5
@@ -31,6 +31,7 @@ MAX_VALIDATING = 2  # at once: a huge file does not hold up a small one
 RETRY_S = 10.0
 LOG_FILE = "output.log"
 STOPPABLE: tuple[State, ...] = ("validating", "queued", "running", "paused")
+_GOING: tuple[State, ...] = ("validating", "running")  # a process may be at work
 RESUMABLE: tuple[State, ...] = ("paused", "failed", "cancelled")
 _SUPERVISOR_LOCK = ".supervisor"
 
@@ -87,9 +88,18 @@ class JobQueue:
         journal = Journal.open(self.runs, job_id)
         return Job(journal, journal.config(), journal.status())
 
+    def find(self, name: str) -> Job:
+        """The run with this id, or else the newest that makes what is called so: an adapter or base, or a version of
+        one that it was published as. Raises NotFound."""
+        if not (self.runs / name).is_dir():
+            for job in reversed(self.all()):
+                if name in (job.config.train.name, job.status.version):
+                    return job
+        return self.get(name)
+
     def cancel(self, job_id: str) -> Job:
-        """A run that waits is cancelled at once, a running one after its step, with a checkpoint. Raises NotFound, and
-        Conflict for one that is over."""
+        """A run that waits, or whose files are being read, is cancelled at once, a running one after its step, with a
+        checkpoint. Raises NotFound, and Conflict for one that is over."""
         return self._stop(job_id, "cancelled")
 
     def pause(self, job_id: str) -> Job:
@@ -107,15 +117,19 @@ class JobQueue:
         return self.get(job_id)
 
     def remove(self, job_id: str) -> None:
-        """Delete a run's directory; what it published stays. Raises NotFound, and Conflict for a run that waits or
-        runs, or one with a snapshot that an alias points at."""
+        """Delete a run's directory; what it published stays. Raises as `removable`."""
+        self.removable(job_id).journal.remove()
+
+    def removable(self, job_id: str) -> Job:
+        """The run, if it may be deleted. Raises NotFound, and Conflict for a run that waits or runs, or one with a
+        snapshot that an alias points at."""
         job = self.get(job_id)
         self.note_dead([job])
         job = self.get(job_id)
         if job.status.state in ("validating", "queued", "running"):
-            raise Conflict(f"run {job_id} is {job.status.state}; cancel it first", code="job_running")
+            raise Conflict(f"run {job_id} {told(job.status.state)}; cancel it first", code="job_running")
         self._aliases.require_unused(lambda model: model.startswith(f"{job_id}:"))
-        job.journal.remove()
+        return job
 
     def drop_snapshots(self, keep: int, in_use: Callable[[Snapshot], bool] = lambda snapshot: False) -> None:
         """Delete the snapshots of finished runs but the `keep` that finished last. Those that are `in_use` stay, and
@@ -140,7 +154,7 @@ class JobQueue:
         """Mark runs whose process is gone as failed: the one that runs them, or the one that validates their files.
         `exits` has exit codes by process number, as far as they are known."""
         for job in jobs:
-            if job.status.state not in ("running", "validating") or job.status.process is None:
+            if job.status.state not in _GOING or job.status.process is None:
                 continue
             if job.journal.is_alive(job.status):
                 continue
@@ -164,14 +178,16 @@ class JobQueue:
         with job.journal.locked():
             status = job.journal.status()
             if status.state not in STOPPABLE or status.state == state:
-                raise Conflict(f"run {job_id} is {status.state} already", code="job_not_running")
+                raise Conflict(f"run {job_id} {told(status.state)} already", code="job_not_running")
             if status.state == "running":
                 job.journal.ask("pause" if state == "paused" else "cancel")
                 job.journal.note(f"asked to be {state} after this step")
             else:
                 finished = datetime.now(UTC) if state == "cancelled" else None
                 job.journal.note(f"{state} while it was {status.state}")
-                job.journal.set_status(status.changed(state=state, message=state, finished=finished))
+                if status.state == "validating" and status.process:
+                    status.process.kill()  # under the lock, so that it is writing nothing
+                job.journal.set_status(status.changed(state=state, message=state, finished=finished, process=None))
         return self.get(job_id)
 
     def _read(self, directory: Path) -> tuple[_Stamp, Job] | None:
@@ -218,6 +234,7 @@ class Supervisor:
         self._in_use = in_use
         self._swept = False
         self._children: dict[int, subprocess.Popen[bytes]] = {}
+        self._exits: dict[int, int] = {}  # exit codes by process number, until the run's status says how it ended
 
     async def watch(self, *, until_empty: bool = False) -> None:
         """Until cancelled or, `until_empty`, until nothing waits or runs."""
@@ -236,15 +253,17 @@ class Supervisor:
 
     def step(self) -> None:
         """Notice what has ended, start what may start: validations and runs. Waits for neither."""
-        exits = {pid: code for pid, child in self._children.items() if (code := child.poll()) is not None}
-        jobs = self.queue.all()
-        self.queue.note_dead(jobs, exits)
-        for pid in exits:
+        ended = {pid: code for pid, child in self._children.items() if (code := child.poll()) is not None}
+        for pid in ended:
             del self._children[pid]
-        if self._snapshot_runs is not None and (exits or not self._swept):
+        self._exits |= ended
+        self.queue.note_dead(self.queue.all(), self._exits)
+        if self._snapshot_runs is not None and (ended or not self._swept):
             self.queue.drop_snapshots(self._snapshot_runs, self._in_use)
             self._swept = True
         jobs = self.queue.all()
+        going = {job.status.process.pid for job in jobs if job.status.state in _GOING and job.status.process}
+        self._exits = {pid: code for pid, code in self._exits.items() if pid in going}
         validating = [job for job in jobs if job.status.state == "validating"]
         new = [job for job in validating if job.status.process is None]
         for job in new[: max(0, MAX_VALIDATING - (len(validating) - len(new)))]:

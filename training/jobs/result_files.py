@@ -9,11 +9,19 @@ from adapters.errors import BianlianError
 from adapters.regular import read_regular
 from training.jobs.fine_tuning import Files
 from training.jobs.queue import Job
-from training.runs.journal import Journal
+from training.runs.journal import Journal, Metric
 
 log = logging.getLogger(__name__)
 
 COLUMNS = ("step", "train_loss", "valid_loss", "learning_rate", "epoch", "tokens_per_s")
+# Of preferences, as training and held-out rows show them.
+PREFERENCE_COLUMNS = (
+    "train_reward_margin",
+    "train_reward_accuracy",
+    "valid_margin",
+    "valid_reward_margin",
+    "valid_reward_accuracy",
+)
 _NOTE = "result_file"
 
 
@@ -46,16 +54,25 @@ def _result_file_ids(job: Job, files: Files) -> list[str]:
 
 
 def write_table(journal: Journal, target: Path) -> None:
-    """One line a step; the validation loss stands where it was measured."""
+    """One line a step; the validation loss stands where it was measured. Preferences have their margins too."""
     lines: dict[int, dict[str, float | None]] = {}
     for metric in journal.metrics():
         line = lines.setdefault(metric.step, {"step": metric.step})
         if metric.kind == "step":
             line |= {"train_loss": metric.loss, "learning_rate": metric.learning_rate, "epoch": metric.epoch}
             line["tokens_per_s"] = metric.tokens_per_s
+            line |= of_preferences(metric, "train_")
         elif metric.kind.endswith("validation"):
             line["valid_loss"] = metric.loss
+            line |= of_preferences(metric, "valid_")
+    columns = [*COLUMNS, *(name for name in PREFERENCE_COLUMNS if any(name in line for line in lines.values()))]
     with target.open("w", newline="", encoding="utf-8") as file:
-        table = csv.DictWriter(file, COLUMNS, restval="")
+        table = csv.DictWriter(file, columns, restval="")
         table.writeheader()
         table.writerows(lines[step] for step in sorted(lines))
+
+
+def of_preferences(metric: Metric, prefix: str) -> dict[str, float]:
+    """Margins and accuracy, as far as they were measured."""
+    names = ("margin", "reward_margin", "reward_accuracy")
+    return {f"{prefix}{name}": value for name in names if (value := getattr(metric, name)) is not None}

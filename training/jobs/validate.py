@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from adapters.errors import BianlianError, Conflict, Invalid
-from training.jobs.fine_tuning import check_files, read_request
+from training.jobs.fine_tuning import check_files, in_words_of_requests, read_request
 from training.runs.journal import Journal, State
 from training.runs.uploads import as_uploaded
 
@@ -57,14 +57,12 @@ def _check_rows(journal: Journal) -> None:
 
     silence_libraries()
     config = journal.config().train
-    check_combinations(config)
     try:
+        check_combinations(config)
         check_data(config)
     except BianlianError as error:
-        if read_request(journal) is not None and error.param in (None, "data"):
-            held_out = any(str(path) in error.message for path in config.validation_data)
-            error.param = "validation_file" if held_out else "training_file"
-            error.code = f"invalid_{error.param}"
+        if read_request(journal) is not None:
+            in_words_of_requests(error, held_out=any(str(path) in error.message for path in config.validation_data))
         raise
 
 

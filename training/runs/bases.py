@@ -11,10 +11,24 @@ from pathlib import Path
 from adapters.errors import Conflict
 from adapters.settings import BUNDLED
 from adapters.store import AdapterStore
+from training.config import TrainConfig
 
 
 def bases(root: Path) -> Path:
     return root / "bases"
+
+
+def check_free(root: Path, config: TrainConfig) -> None:
+    """Raises Conflict when what `config` makes may not have its name: a base and an adapter of one name would be one
+    model id."""
+    if config.method == "full":
+        check_base_name(root, config.name)
+    elif (bases(root) / config.name).exists():
+        raise Conflict(
+            f"there is a base at {bases(root) / config.name}, and an adapter is served beside it; choose another name, "
+            "or delete the base",
+            param="name",
+        )
 
 
 def check_base_name(root: Path, name: str) -> None:

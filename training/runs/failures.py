@@ -2,7 +2,7 @@
 
 import errno
 
-from adapters.errors import BianlianError
+from adapters.errors import BianlianError, InsufficientStorage
 
 
 class TrainingFailed(BianlianError):
@@ -19,6 +19,8 @@ _MEMORY_WORDS = ("out of memory", "can't allocate memory", "bad_alloc", "cannot 
 
 def explain(error: Exception, job_id: str) -> BianlianError:
     """`error` as what a user should read."""
+    if isinstance(error, InsufficientStorage) and isinstance(error.__cause__, OSError):
+        error = error.__cause__  # a run has a way out of its own
     if isinstance(error, BianlianError):
         return error
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

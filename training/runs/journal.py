@@ -11,10 +11,11 @@ import platform
 import re
 import secrets
 import shutil
+import signal
 import threading
 import time
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
@@ -22,8 +23,9 @@ from typing import Any, Literal, TypeVar, get_args
 import psutil
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from adapters.errors import Conflict, Invalid, NotFound, nearest
+from adapters.errors import Conflict, Invalid, NotFound, nearest, needing_room
 from adapters.regular import read_regular
+from adapters.workspace import replace_file
 from training.config import TrainConfig
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -61,6 +63,11 @@ class RunConfig(BaseModel):
     created: datetime = Field(default_factory=lambda: datetime.now(UTC))
 
 
+def told(state: State) -> str:
+    """As a sentence about a run goes on: "has succeeded", "is queued"."""
+    return f"has {state}" if state in ("succeeded", "failed") else f"is {state}"
+
+
 class Process(BaseModel):
     """A process, told apart from a later one that was given the same number."""
 
@@ -93,6 +100,12 @@ class Process(BaseModel):
             return bool(found.status() != psutil.STATUS_ZOMBIE)
         except psutil.NoSuchProcess:
             return False
+
+    def kill(self) -> None:
+        """End it at once, if it is on this machine and alive."""
+        if self.here and self.alive:
+            with suppress(ProcessLookupError):  # it has just ended
+                os.kill(self.pid, signal.SIGKILL)
 
 
 class Status(BaseModel):
@@ -188,11 +201,17 @@ class Journal:
     @classmethod
     def create(cls, runs: Path, config: RunConfig, *, job_id: str | None = None, state: State = "queued") -> "Journal":
         """A new run directory under `runs`; "running" means by this process, and no queue takes it. With a `job_id` of
-        `new_job_id`, its directory may hold files already; it is nobody's run before this."""
+        `new_job_id`, its directory may hold files already; it is nobody's run before this. InsufficientStorage leaves
+        no directory."""
         journal = cls(runs / (job_id or new_job_id(config.train.name)))
-        journal.directory.mkdir(parents=True, exist_ok=job_id is not None)
-        _replace(journal.directory / CONFIG_FILE, config.model_dump_json(indent=2) + "\n")
-        journal.set_status(Status(state=state, process=Process.of(os.getpid()) if state == "running" else None))
+        with needing_room():
+            journal.directory.mkdir(parents=True, exist_ok=job_id is not None)
+        try:
+            replace_file(journal.directory / CONFIG_FILE, config.model_dump_json(indent=2) + "\n")
+            journal.set_status(Status(state=state, process=Process.of(os.getpid()) if state == "running" else None))
+        except BaseException:
+            shutil.rmtree(journal.directory, ignore_errors=True)
+            raise
         return journal
 
     @classmethod
@@ -211,13 +230,15 @@ class Journal:
         return self._read(STATUS_FILE, Status)
 
     def set_status(self, status: Status) -> None:
-        _replace(self.directory / STATUS_FILE, status.model_dump_json(indent=2) + "\n")
+        """InsufficientStorage leaves the old one."""
+        replace_file(self.directory / STATUS_FILE, status.model_dump_json(indent=2) + "\n")
 
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Nobody else changes the status meanwhile. Not to be nested. The lock goes with the process that has it."""
         try:
-            descriptor = os.open(self.directory / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            with needing_room():
+                descriptor = os.open(self.directory / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except FileNotFoundError:
             raise NotFound(f"run {self.job_id} was deleted", param="job_id", code="job_not_found") from None
         except OSError as error:
@@ -232,7 +253,7 @@ class Journal:
         with self.locked():
             status = self.status()
             if status.state not in only:
-                raise Conflict(f"run {self.job_id} is {status.state}, not {' or '.join(only)}")
+                raise Conflict(f"run {self.job_id} {told(status.state)}, and is not {' or '.join(only)}")
             status = status.changed(**fields)
             self.set_status(status)
         return status
@@ -251,7 +272,7 @@ class Journal:
             update={"data_sha256": data_sha256, "base_fingerprint": base_fingerprint or config.base_fingerprint}
         )
         if settled != config:
-            _replace(self.directory / CONFIG_FILE, settled.model_dump_json(indent=2) + "\n")
+            replace_file(self.directory / CONFIG_FILE, settled.model_dump_json(indent=2) + "\n")
 
     def begin(self) -> None:
         """Mark the run as running in this process. Conflict when it has succeeded, or another process runs it."""
@@ -317,7 +338,7 @@ class Journal:
 
     def ask(self, wish: Wish) -> None:
         """Ask the running run to stop after its step; the last wish counts."""
-        _replace(self.directory / WISH_FILE, wish)
+        replace_file(self.directory / WISH_FILE, wish)
 
     def wish(self) -> Wish | None:
         try:
@@ -356,7 +377,7 @@ class Journal:
     def rewind(self, step: int) -> None:
         """Forget the metrics after `step`: the run goes on from its checkpoint there."""
         kept = [metric.model_dump_json(exclude_none=True) + "\n" for metric in self.metrics() if metric.step <= step]
-        _replace(self.directory / METRICS_FILE, "".join(kept))
+        replace_file(self.directory / METRICS_FILE, "".join(kept))
 
     def tail(self, poll_s: float = 0.5) -> Iterator[Metric]:
         """All metrics so far, then new ones as they come. Blocks between them; ends when the run does."""
@@ -372,16 +393,17 @@ class Journal:
 
     def _add_line(self, name: str, line: str) -> None:
         """In one write, because a queue and a run may both have something to say. A line that a full disk cut short
-        stays alone on its line."""
-        file = os.open(self.directory / name, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
-        try:
-            size = os.fstat(file).st_size
-            cut = b"\n" if size and os.pread(file, 1, size - 1) != b"\n" else b""
-            data = cut + line.encode() + b"\n"
-            if os.write(file, data) < len(data):
-                raise OSError(errno.ENOSPC, "No space left on device", str(self.directory / name))
-        finally:
-            os.close(file)
+        (InsufficientStorage) stays alone on its line."""
+        with needing_room():
+            file = os.open(self.directory / name, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+            try:
+                size = os.fstat(file).st_size
+                cut = b"\n" if size and os.pread(file, 1, size - 1) != b"\n" else b""
+                data = cut + line.encode() + b"\n"
+                if os.write(file, data) < len(data):
+                    raise OSError(errno.ENOSPC, "No space left on device", str(self.directory / name))
+            finally:
+                os.close(file)
 
     def _lines(self, name: str) -> list[str]:
         """Whole lines only: the last may still be on its way."""
@@ -431,9 +453,3 @@ def _metric(line: str) -> Metric | None:
 
 def new_job_id(name: str) -> str:
     return f"{name}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
-
-
-def _replace(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}-{os.getpid()}-{threading.get_ident()}")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)

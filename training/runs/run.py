@@ -16,18 +16,18 @@ from pathlib import Path
 from typing import Any
 
 from adapters.base_model import BaseModel, load_base
-from adapters.errors import BianlianError
 from adapters.lending import BaseLost, Loan
 from adapters.manifest import AdapterVersion, TrainingRecord, check_name
 from adapters.settings import Device
 from adapters.snapshots import RunSnapshots, Series
+from adapters.workspace import replace_file
 from training.combinations import check_combinations
 from training.config import Plan, TrainConfig, max_length_for, plan_for
 from training.data.dataset import TrainingRow
 from training.data.report import Report
 from training.data.sources import absolute
-from training.runs.bases import check_base_name
-from training.runs.effect import no_effect
+from training.runs.bases import check_free
+from training.runs.effect import got_worse, no_effect
 from training.runs.failures import TrainingFailed, explain
 from training.runs.interrupts import Interrupts
 from training.runs.journal import PLAN_FILE, Journal, Metric, RunConfig
@@ -68,6 +68,14 @@ class Started:
 
 
 @dataclass(frozen=True)
+class Warned:
+    """Of a result that came as it was asked for, and is of little use."""
+
+    code: str
+    message: str
+
+
+@dataclass(frozen=True)
 class Finished:
     job_id: str
     state: str  # succeeded, paused or cancelled
@@ -77,7 +85,7 @@ class Finished:
     record: TrainingRecord | None = None
     before: Evaluation | None = None  # of the held-out rows, where there are any
     after: Evaluation | None = None
-    warning: str | None = None  # of a run that has changed nothing
+    warning: str | None = None  # of a run that has changed nothing, or for the worse
 
 
 @dataclass
@@ -99,8 +107,7 @@ def start_run(config: TrainConfig, root: Path, *, device: Device = "auto", watch
     check_name(config.name)
     check_combinations(config)
     keeps_snapshots(config)
-    if config.method == "full":
-        check_base_name(root, config.name)
+    check_free(root, config)
     config = absolute(config)
     watcher.on_stage("reading data")
     data = check_data(config)
@@ -129,7 +136,12 @@ def run_job(directory: Path, *, device: Device = "auto", watcher: Watcher | None
     wrong with data or base fails the run and is in its status. Raises Conflict when another process runs it."""
     journal = Journal(directory)
     run = _Run(journal, watcher or Watcher())
-    return run.execute(lambda: _prepare(journal, device, run.enter))
+
+    def prepare() -> tuple[RunData, BaseModel]:
+        check_free(journal.root, run.config)  # somebody else may have taken the name while it waited
+        return _prepare(journal, device, run.enter)
+
+    return run.execute(prepare)
 
 
 def _prepare(journal: Journal, device: Device, on_stage: Callable[[str], None]) -> tuple[RunData, BaseModel]:
@@ -201,7 +213,7 @@ class _Run:
                 param=failure.param,
                 finished=datetime.now(UTC),
             )
-            if isinstance(error, BianlianError):
+            if failure is error:
                 raise
             raise failure from error
         finally:
@@ -269,18 +281,34 @@ class _Run:
             raise Cancelled
         self.enter("validating")
         after = self._after(model, measured, trained)
-        warning = no_effect(
-            change.measure(model),
-            self.config,
-            plan,
-            hidden_size=self._hidden_size,
-            steps=trained.steps,
-            learned_tokens=change.learned_tokens,
-        )
+        warning = self._warning(change.measure(model), plan, trained, change.learned_tokens, before, after)
         record = self._training_record(trained, len(training), before, after)
         finished = self._publish(model, record, before, after, warning)
         shutil.rmtree(self.journal.checkpoints, ignore_errors=True)
         return finished
+
+    def _warning(
+        self,
+        moved: float,
+        plan: Plan,
+        trained: Trained,
+        learned_tokens: float,
+        before: Evaluation | None,
+        after: Evaluation | None,
+    ) -> Warned | None:
+        """What is wrong with the result, if anything is."""
+        nothing = no_effect(
+            moved,
+            self.config,
+            plan,
+            hidden_size=self._hidden_size,
+            steps=trained.steps,
+            learned_tokens=learned_tokens,
+        )
+        if nothing:
+            return Warned("no_effect", nothing)
+        worse = got_worse(before, after, self.config, plan)
+        return Warned("got_worse", worse) if worse else None
 
     def _plan(self, training: Rows) -> Plan:
         """Written down, so that a run can be explained later."""
@@ -300,9 +328,7 @@ class _Run:
         )
         values = {name: value for name, value in vars(plan).items() if name != "reasons"}
         document = {"format": 1, "values": values, "reasons": dict(plan.reasons)}
-        partial = self.journal.directory / f".{PLAN_FILE}"
-        partial.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-        partial.replace(self.journal.directory / PLAN_FILE)
+        replace_file(self.journal.directory / PLAN_FILE, json.dumps(document, indent=2) + "\n")
         return plan
 
     def _validation(self, model: Any, rows: Rows, plan: Plan) -> Validation | None:
@@ -356,7 +382,7 @@ class _Run:
         self.journal.note(
             f"Step {step}: {kind.replace('_', ' ')} loss={evaluation.loss:.4f}",
             type="metrics",
-            data={"step": step, "valid_loss": evaluation.loss},
+            data={"step": step, "valid_loss": evaluation.loss, **_of_preferences(evaluation)},
         )
 
     def _stop_or_step_back(self) -> bool:
@@ -407,7 +433,12 @@ class _Run:
         self.journal.note(
             f"Step {progress.step}/{progress.steps}: training loss={progress.loss:.4f}",
             type="metrics",
-            data={"step": progress.step, "total_steps": progress.steps, "train_loss": progress.loss},
+            data={
+                "step": progress.step,
+                "total_steps": progress.steps,
+                "train_loss": progress.loss,
+                **_of_preferences(progress),
+            },
         )
         self._set_state(
             "running",
@@ -451,16 +482,16 @@ class _Run:
         record: TrainingRecord,
         before: Evaluation | None,
         after: Evaluation | None,
-        warning: str | None,
+        warning: Warned | None,
     ) -> Finished:
         self.enter("publishing")
         published = self._publisher.publish(model, record, self.root, self.journal.directory / "adapter")
         if warning:
-            self.journal.note(warning, level="warn", data={"code": "no_effect"})
+            self.journal.note(warning.message, level="warn", data={"code": warning.code})
         self.journal.note(published.message, data=published.data)
         self._set_state(
             "succeeded",
-            f"{published.message}; but {warning}" if warning else published.message,
+            f"{published.message}; but {warning.message}" if warning else published.message,
             version=published.name,
             finished=datetime.now(UTC),
             trained_tokens=round(self.tokens_per_epoch * record.epochs),
@@ -474,7 +505,7 @@ class _Run:
             record,
             before,
             after,
-            warning,
+            warning.message if warning else None,
         )
 
     @property
@@ -505,6 +536,12 @@ def discard_partial(journal: Journal) -> None:
         except (OSError, ValueError):
             shutil.rmtree(path, ignore_errors=True)
     shutil.rmtree(journal.directory / "adapter", ignore_errors=True)
+
+
+def _of_preferences(measured: Evaluation | Progress) -> dict[str, float]:
+    """What only preferences have, as far as it was measured."""
+    names = ("margin", "reward_margin", "reward_accuracy")
+    return {name: value for name in names if (value := getattr(measured, name, None)) is not None}
 
 
 def _evaluation(metric: Metric) -> Evaluation:

@@ -10,7 +10,7 @@ from adapters.errors import Invalid
 from training.base_info import BaseInfo, read_base
 from training.config import PREFERENCES, TrainConfig, max_length_for
 from training.data.dataset import Dataset, TrainingRow, data_sha256, load_dataset
-from training.data.preferences import PreferenceDataset, PreferenceRow, load_preferences
+from training.data.preferences import PreferenceDataset, PreferenceRow, load_preferences, unsplit
 from training.data.report import Report
 from training.data.sources import Source, files_of, sources_at, sources_of
 
@@ -58,7 +58,7 @@ def check_data(config: TrainConfig) -> RunData:
         if dataset is not None:
             dataset.report.refuse(strict=config.strict)
     if config.val_split and validation is None and not main.split(config.val_split, config.seed)[1]:
-        raise Invalid("one row cannot be split; add rows, or give --val-split 0", param="val_split")
+        raise Invalid(unsplit(main.rows), param="val_split")
     return RunData(main, validation, replay)
 
 
@@ -84,6 +84,11 @@ def _read(
             seed=config.seed,
         )
     dataset = _load(config, base, sources, weights)
+    if config.objective == "sft" and {*dataset.report.formats.values()} == {"text"}:
+        path = next(iter(dataset.report.formats))
+        raise Invalid(
+            f"{path}: plain text, in which there are no answers to learn; use --objective pretrain", param="objective"
+        )
     if config.objective == "pretrain":
         for path, format in dataset.report.formats.items():
             if format != "text":

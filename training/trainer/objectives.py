@@ -4,7 +4,7 @@ What a preference is measured against is the model before its first step. Its li
 training: the same as asking the base with the adapter off at every step, also right where the adapter's start has
 changed the base (PiSSA, OLoRA) and where there is no adapter at all, and a model less to run."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,9 +12,11 @@ import torch
 from datasets import Dataset as TokenTable
 from peft import PeftModel
 from peft.optimizers import create_loraplus_optimizer
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import Sampler
 from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
+from transformers.trainer_utils import SchedulerType
 from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer, SFTConfig, SFTTrainer
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
@@ -102,6 +104,7 @@ def build(
     trainer.precompute_ref_logps = True  # the table has them
     trainer.validation = validation
     trainer.loraplus_ratio = config.loraplus_ratio
+    trainer.warmup = config.warmup
     trainer.pop_callback(PrinterCallback)
     return trainer
 
@@ -120,7 +123,6 @@ def _common_arguments(
         "learning_rate": plan.learning_rate,
         "lr_scheduler_type": config.schedule,
         "lr_scheduler_kwargs": ({"min_lr_rate": _MIN_LR_SHARE} if config.schedule == "cosine_with_min_lr" else None),
-        "warmup_steps": config.warmup if config.warmup < 1 else int(config.warmup),
         "weight_decay": config.weight_decay,
         "max_grad_norm": config.max_grad_norm,
         "optim": _OPTIMIZERS[plan.optimizer],
@@ -203,11 +205,12 @@ def _weights(rows: Sequence[PreferenceRow]) -> dict[str, float]:
 
 class _Common:
     """What all of TRL's trainers do differently here: the order of rows, when and how held-out rows are measured, what
-    a checkpoint holds, and two learning rates for LoRA+."""
+    a checkpoint holds, two learning rates for LoRA+, and a warm-up that wastes no step."""
 
     tokens_seen = 0
     validation: Validation | None = None
     loraplus_ratio: float | None = None
+    warmup: float = 0.0  # below 1: a share of all steps
     precompute_ref_logps: bool
     last_evaluation: Evaluation | None = None
 
@@ -215,6 +218,7 @@ class _Common:
     args: TrainingArguments
     model: Any
     optimizer: Any
+    lr_scheduler: Any
     train_dataset: Any
     state: Any
     control: Any
@@ -257,6 +261,19 @@ class _Common:
                 **options,
             )
         return self.optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """transformers' schedule but for the warm-up. There it begins at a rate of 0, so that a step learns nothing,
+        and a share is rounded up: of a run of one step, which then learns nothing at all. Here n steps of it have 1 to
+        n parts in n + 1 of the rate, and a share is rounded down."""
+        if self.lr_scheduler is None:
+            steps = int(self.warmup if self.warmup >= 1 else self.warmup * num_training_steps)
+            self.args.warmup_steps = steps
+            scheduler = super().create_scheduler(num_training_steps, optimizer)  # type: ignore[misc]
+            if steps and self.args.lr_scheduler_type != SchedulerType.CONSTANT:
+                rates = [_warmed_up(steps, rate) for rate in scheduler.lr_lambdas]
+                self.lr_scheduler = LambdaLR(scheduler.optimizer, rates)
+        return self.lr_scheduler
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         self.tokens_seen += _tokens(inputs)
@@ -301,6 +318,11 @@ class _Odds(_Common, ORPOTrainer):
     @staticmethod
     def tokenize_row(feature: dict[str, Any], model: Any = None) -> dict[str, Any]:
         return feature
+
+
+def _warmed_up(steps: int, rate: Callable[[int], float]) -> Callable[[int], float]:
+    """`rate` of a step, counted from 0, from step number `steps` on."""
+    return lambda step: (step + 1) / (steps + 1) if step < steps else rate(step)
 
 
 def _lengths(table: Any) -> list[int]:

@@ -6,7 +6,7 @@ from html import escape
 
 from adapters.ui.words import Language
 from training.choices import Checked
-from training.data.preflight import Finding, Preflight, PreviewRow
+from training.data.preflight import Finding, Preflight, PreviewRow, count_rows
 from training.ui.charts import bar_chart, share_bar
 from training.ui.words import say
 
@@ -90,7 +90,8 @@ def _notes(found: Preflight, language: Language) -> Iterable[str]:
     ]
     for kind, findings in kinds:
         if findings:
-            yield _folded(say(language, kind, n=len(findings), m=found.max_length), findings, language)
+            number = count_rows(findings) if kind == "private" else len(findings)
+            yield _folded(say(language, kind, n=number, m=found.max_length), findings, language)
     if found.reasoning_left_out:
         yield f"<p>⚠ {escape(say(language, 'reasoning_out', n=found.reasoning_left_out))}</p>"
 

@@ -35,7 +35,9 @@ def write(path: Path, rows: list[Any]) -> Path:
 
 
 def convert(path: Path, to: str, out: Path) -> tuple[int, list[Any]]:
-    return convert_files(parse_config({"data": [path], "name": "n"}), to, out)
+    """(rows written, rows left out)."""
+    converted = convert_files(parse_config({"data": [path], "name": "n"}), to, out)
+    return converted.written, converted.bad
 
 
 def meaning(path: Path) -> list[Any]:
@@ -75,6 +77,21 @@ def test_preferences_read_back_the_same(tmp_path: Path, to: str, row: dict[str, 
     out = tmp_path / "out.jsonl"
     assert convert(path, to, out) == (1, [])
     assert meaning(out) == meaning(path)
+
+
+def test_what_keeps_its_shape_is_said_with_what_it_is_for(tmp_path: Path) -> None:
+    rows = [{"prompt": "q", "chosen": "yes", "rejected": "no"}] * 2 + [{"text": "only words"}]
+    rows += [{"prompt": "q", "completion": "a", "label": False}]
+    for name, own in (("pairs", rows[:2]), ("text", rows[2:3]), ("kto", rows[3:]), ("chats", PLAIN[:1])):
+        asked = parse_config({"data": [write(tmp_path / f"{name}.jsonl", own)], "name": "n"})
+        said = " ".join(convert_files(asked, "messages", tmp_path / f"{name}.out.jsonl").kept)
+        wanted = {
+            "pairs": "2 of them have chosen and rejected",
+            "text": "the field text",
+            "kto": "a verdict",
+            "chats": "",
+        }
+        assert wanted[name] in said and bool(said) == bool(wanted[name])
 
 
 @pytest.mark.parametrize("to", ["messages", "sharegpt"])

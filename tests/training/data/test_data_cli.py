@@ -52,6 +52,37 @@ def test_check_as_json_is_everything_and_still_refuses(tiny_base: Path, tmp_path
     assert found["refused"] == str(result.exception)
 
 
+def test_personal_data_is_counted_by_rows(tiny_base: Path, tmp_path: Path) -> None:
+    told = {"instruction": "who?", "output": "13812345678, wukong@huaguo.example"}
+    result = run("check", str(write(tmp_path, [*ROWS, told])), "--base", str(tiny_base))
+    assert "privacy: 1 row holds what may be personal data (2 found)" in result.output
+
+
+def test_single_answers_are_for_kto_and_so_is_what_is_said_of_them(tiny_base: Path, tmp_path: Path) -> None:
+    rows = [
+        {"prompt": f"say {n}", "completion": "word " * (100 if n == 0 else 1), "label": n % 2 == 0} for n in range(30)
+    ]
+    result = run("check", str(write(tmp_path, rows)), "--base", str(tiny_base), "--max-length", "48")
+    assert "for kto" in result.output and "its last question and its answer have more than" in result.output
+
+
+def test_a_directory_is_answered_with_the_data_sets_in_it(tiny_base: Path, tmp_path: Path) -> None:
+    write(tmp_path)
+    bare = run("check", str(tmp_path), "--base", str(tiny_base))
+    assert isinstance(bare.exception, Invalid) and "is a directory; give its files" in str(bare.exception)
+    (tmp_path / "dataset_info.json").write_text(json.dumps({"b": {"file_name": "data.jsonl"}, "a": {}}))
+    listed = run("check", str(tmp_path), "--base", str(tiny_base))
+    assert f"as {tmp_path}/dataset_info.json:NAME, of a, b" in str(listed.exception)
+    assert run("check", f"{tmp_path}/dataset_info.json:b", "--base", str(tiny_base)).exit_code == 0
+
+
+def test_rows_that_cannot_be_split_are_refused_by_what_they_are(tiny_base: Path, tmp_path: Path) -> None:
+    for rows, reason in ((ROWS[:1] * 20, "all 20 rows are equal"), (ROWS[:1], "one row cannot be split")):
+        result = run("check", str(write(tmp_path, rows)), "--base", str(tiny_base))
+        assert isinstance(result.exception, Invalid) and reason in str(result.exception)
+        assert "--val-split 0" in str(result.exception)
+
+
 def test_preview_marks_what_is_learned(tiny_base: Path, tmp_path: Path) -> None:
     path = str(write(tmp_path))
     shown = run("preview", path, "--rows", "2", "--base", str(tiny_base)).output

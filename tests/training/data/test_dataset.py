@@ -12,7 +12,8 @@ from adapters.errors import Invalid
 from adapters.renderer import ChatRenderer
 from tests import templates, tiny
 from tests.tiny import TOKENIZER
-from training.data.dataset import NOT_LEARNED, Dataset, load_dataset
+from training.data.dataset import NOT_LEARNED, Dataset, load_dataset, pieces_of
+from training.data.formats import MAX_CHARACTERS
 
 
 @pytest.fixture(scope="module")
@@ -135,6 +136,14 @@ def test_documents_are_rows_of_their_own_that_end_with_an_end_of_text(tmp_path: 
         assert all(len(row.input_ids) == 32 for row in rows[:-1])
     assert all(row.labels == row.input_ids for row in dataset.rows)
     assert dataset.report.good == 3
+
+
+def test_a_long_document_is_tokenized_in_pieces_that_end_with_lines(tmp_path: Path, renderer: ChatRenderer) -> None:
+    text = "ab cd\n" * (MAX_CHARACTERS // 6 + 1000)
+    assert [len(piece) for piece in pieces_of(text)] == [999_996, len(text) - 999_996]
+    assert [len(piece) for piece in pieces_of("a" * (MAX_CHARACTERS + 1))] == [MAX_CHARACTERS, 1]
+    dataset = load(tmp_path, [{"text": text}], renderer, max_length=10**9)
+    assert renderer.tokenizer.decode(dataset.rows[0].input_ids) == text + "<|endoftext|>"
 
 
 def test_the_split_follows_the_seed_and_keeps_equal_rows_together(tmp_path: Path, renderer: ChatRenderer) -> None:

@@ -8,9 +8,12 @@ from typing import Any
 import pytest
 
 from adapters.errors import Invalid, NotFound
-from training.data.formats import DataFile, Document, Example, PreferencePair, read_data
+from training.data.formats import MAX_CHARACTERS, DataFile, Document, Example, PreferencePair, read_data
 
 SYSTEM = {"role": "system", "content": "Be brief."}
+
+
+LONG = "a" * (MAX_CHARACTERS + 1)
 
 
 def user(text: str) -> dict[str, str]:
@@ -281,6 +284,27 @@ def test_a_conversation_that_cannot_be_learned_says_where(
     assert bad.reason.startswith(reason)
 
 
+@pytest.mark.parametrize(
+    ("row", "field"),
+    [
+        ({"instruction": LONG, "output": "b"}, "instruction"),
+        ({"query": "a", "response": LONG}, "response"),
+        ({"messages": [user("a"), assistant(LONG)]}, "messages[2]"),
+        ({"messages": [user("a"), assistant("b")], "system": LONG}, "system"),
+        ({"messages": [user("a"), {"role": "assistant", "content": "b", "reasoning_content": LONG}]}, "messages[2]"),
+        ({"prompt": "a", "chosen": LONG, "rejected": "c"}, "chosen"),
+        ({"prompt": LONG, "completion": "b", "label": True}, "prompt"),
+    ],
+)
+def test_a_conversation_of_a_million_characters_is_a_bad_row(tmp_path: Path, row: Any, field: str) -> None:
+    rows = [{**row}, json.loads(json.dumps(row).replace(LONG, "short"))]
+    found = read_data(write(tmp_path, rows))
+    assert len(found.rows) == 1
+    (bad,) = found.bad
+    assert (bad.place.line, bad.field) == (1, field)
+    assert "has 1,000,00" in bad.reason and "a row may have 1,000,000: split it" in bad.reason
+
+
 def test_the_format_is_that_of_most_rows_not_of_the_first(tmp_path: Path) -> None:
     odd = {"query": "a", "response": "b"}
     file = read_data(write(tmp_path, [odd, *[{"instruction": "a", "output": "b"}] * 3]))
@@ -363,6 +387,7 @@ def test_a_text_file_is_a_document_a_line(tmp_path: Path) -> None:
         ("a.json", b'[{"instruction": "a", "output": "b"}\n', 2, "expected ','", "end of the file"),
         ("a.jsonl", "\n\n你好".encode("gb18030"), 3, "not UTF-8", "iconv"),
         ("a.jsonl", b'{"role": "Wukong", "dialogue": "Ha!"}', 1, "lines of a dialogue", "make rows of"),
+        ("a.csv", b"instruction,output,output\na,b,c\n", 1, "the column 'output' is there twice", "rename or remove"),
         ("a.jsonl", b'{"colour": "red"}', 1, "no known format has the fields colour", "alpaca"),
     ],
 )
