@@ -279,6 +279,9 @@ def build_app(services: Services) -> FastAPI:
     endpoints = {route.path for route in iter_route_contexts(app.routes) if route.path}
     if settings.ui:
         # The page takes every address that is left: what is declared after it answers 404.
+        from serving.ui.quick_import import import_gradio
+
+        import_gradio()
         from serving.own_thread import on_own_thread
         from serving.ui.login import Sessions
         from serving.ui.mount import mount_page

@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import logging
 from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from adapters.errors import BianlianError
@@ -13,6 +14,7 @@ from serving.comparison_store import ComparisonStore, SavedComparison, SavedLane
 from serving.sampling_record import Sampling
 
 UPDATE_S = 0.1  # a browser that draws six lanes more often falls behind
+SPEAKS_S = 0.2  # for the first words; a page that is told twice shows them a fifth of a second later
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +46,7 @@ class LiveTurn:
         self._running = running
         self._prompts = [_sha256(progress.answer.prompt_ids) for progress in running.lanes]
         self._task: asyncio.Task[None] | None = None
+        self._speaks = asyncio.Event()  # every lane, or the turn has ended
 
     @property
     def id(self) -> str:
@@ -72,8 +75,10 @@ class LiveTurn:
 
     async def watch(self) -> AsyncGenerator[set[int], None]:
         """Slots that have grown since the last time, at most every UPDATE_S, until the turn has ended and is kept. The
-        first are all."""
+        first are all, with their first words if these come soon."""
         assert self._task is not None
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._speaks.wait(), SPEAKS_S)
         seen: list[tuple[int, bool] | None] = [None] * len(self._lanes)
         while True:
             done = self._task.done()
@@ -89,8 +94,10 @@ class LiveTurn:
         try:
             async with self._running:
                 async for _ in self._running:
-                    pass
+                    if all(lane.text or lane.reasoning or lane.finish_reason for lane in self._running.lanes):
+                        self._speaks.set()
         finally:
+            self._speaks.set()
             await beginning
             await self._keep(store)
 
