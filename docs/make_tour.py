@@ -78,6 +78,7 @@ def walk(tour: Tour, data: Path, name: str, question: str) -> None:
 
     compare = page.locator("#train-head a[href*='tab=compare']")
     expect(compare).to_be_visible(timeout=TRAINING_MS)
+    expect(page.locator("#train-answers")).not_to_contain_text("还没有作答", timeout=TIMEOUT_MS)
     tour.shoot("5-learned", "#train-answers")
 
     compare.click()
