@@ -55,14 +55,3 @@ def open_page(browser: Browser, studio: Server) -> Iterator[OpenPage]:
         seen.close()
     for seen in visits:
         seen.assert_kept_to(studio.url)
-
-
-IN_BROWSER = {"open_page", "browser", "studio"}
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of the tabs are of the studio: a suite of its own until they are steady on a busy machine."""
-    for item in items:
-        inside = item.path.parent == Path(__file__).parent and item.path.name != "test_page.py"
-        if inside and isinstance(item, pytest.Function) and IN_BROWSER & set(item.fixturenames):
-            item.add_marker("studio")
