@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import openai
 import uvicorn
@@ -12,6 +13,13 @@ import uvicorn
 from adapters.settings import Settings
 from app import Services, build_app, build_services, listen
 from serving.api.server import DrainingServer
+
+QUESTION = [{"role": "user", "content": "你好，你是谁？"}]
+GREEDY = {"temperature": 0, "max_tokens": 24}
+
+
+def settings_for(base: Path, home: Path, **options: object) -> Settings:
+    return Settings(home=home, base=str(base), device="cpu", dtype="float32", kv_cache_memory=0.05, ui=False, **options)
 
 
 @dataclass

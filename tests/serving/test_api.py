@@ -13,17 +13,9 @@ import torch
 from peft import PeftModel
 from transformers import AutoTokenizer, Qwen3ForCausalLM
 
-from adapters.settings import Settings
 from serving.engine.sequence import Request
 from tests import tiny
-from tests.serving.running import RunningServer, running_server
-
-QUESTION = [{"role": "user", "content": "你好，你是谁？"}]
-GREEDY = {"temperature": 0, "max_tokens": 24}
-
-
-def settings_for(base: Path, home: Path, **options: object) -> Settings:
-    return Settings(home=home, base=str(base), device="cpu", dtype="float32", kv_cache_memory=0.05, ui=False, **options)
+from tests.serving.running import GREEDY, QUESTION, RunningServer, running_server, settings_for
 
 
 @pytest.fixture(scope="module")

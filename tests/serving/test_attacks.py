@@ -15,8 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests import tiny
-from tests.serving.running import RunningServer, running_server
-from tests.serving.test_api import GREEDY, QUESTION, settings_for
+from tests.serving.running import GREEDY, QUESTION, RunningServer, running_server, settings_for
 
 
 @pytest.fixture(scope="module")

@@ -27,8 +27,7 @@ from serving.question_sets import MAX_QUESTION, MAX_QUESTIONS, QuestionSet, Ques
 from serving.sampling_record import Sampling
 from serving.vote_export import exported, pairs, to_uploads
 from serving.votes import NO_SET, UNVOTED_KEPT_S, VotedLane, VoteStore
-from tests.serving.running import RunningServer, running_server
-from tests.serving.test_api import settings_for
+from tests.serving.running import RunningServer
 from training.data.preferences import load_preferences
 
 POOL = ["tiny", "r2", "r8 ×0.5"]
@@ -205,17 +204,6 @@ def test_question_sets_are_their_owners_and_bundled_ones_everybodys(store: Battl
         assert refused.value.param == param
     sets.delete("me", mine.id, admin=False)
     assert sets.all("me", admin=False) == bundled
-
-
-@pytest.fixture(scope="module")
-def server(
-    tiny_base: Path, tiny_adapters: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[RunningServer]:
-    home = tmp_path_factory.mktemp("home")
-    named = [f"{name}={tiny_adapters[name]}" for name in ("r2", "r8")]
-    with running_server(settings_for(tiny_base, home, adapter=named)) as running:
-        yield running
-        running.assert_nothing_held()
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from serving.database.database import Database
 from serving.engine.sequence import FinishReason, SamplingParams
 from serving.live_turn import LiveTurn
 from tests import tiny
-from tests.serving.test_api import settings_for
+from tests.serving.running import settings_for
 
 QUESTION = "你好，你是谁？"
 SEEDED = SamplingParams(temperature=1.0, top_p=0.9, seed=11)

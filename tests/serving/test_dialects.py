@@ -6,8 +6,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.serving.running import RunningServer, running_server
-from tests.serving.test_api import GREEDY, QUESTION, settings_for
+from tests.serving.running import GREEDY, QUESTION, RunningServer, running_server, settings_for
 
 
 @pytest.fixture(scope="module")

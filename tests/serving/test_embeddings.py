@@ -16,8 +16,7 @@ from transformers import AutoTokenizer
 
 from adapters.renderer import ZERO_WIDTH_SPACE
 from serving.api.limits import MAX_BODY_BYTES
-from tests.serving.running import RunningServer, running_server
-from tests.serving.test_api import QUESTION, settings_for
+from tests.serving.running import QUESTION, RunningServer, running_server, settings_for
 from tests.serving.test_embedding_pool import expected
 
 TEXTS = ["从前有一只猫，他住在山里。", "hello", "你是谁？" * 30]

@@ -21,8 +21,7 @@ import httpx
 import pytest
 
 from tests import tiny
-from tests.serving.running import RunningServer, running_server
-from tests.serving.test_api import settings_for
+from tests.serving.running import RunningServer, running_server, settings_for
 
 HANG_S = 60
 AT_ONCE = 16

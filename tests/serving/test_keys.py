@@ -18,8 +18,7 @@ from adapters.errors import Conflict, Invalid, NotFound
 from adapters.settings import Settings
 from serving.database.database import Database
 from serving.keys import DAY_S, KeyStore
-from tests.serving.running import RunningServer, running_server
-from tests.serving.test_api import GREEDY, QUESTION, settings_for
+from tests.serving.running import GREEDY, QUESTION, RunningServer, running_server, settings_for
 
 ROOT = Path(__file__).parents[2]
 CSP = "content-security-policy"

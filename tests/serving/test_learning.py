@@ -20,8 +20,7 @@ from transformers import AutoTokenizer, Qwen3ForCausalLM
 
 from adapters.snapshots import RunSnapshots, SnapshotStore, snapshot_id
 from serving.probe import Probe
-from tests.serving.running import RunningServer, running_server
-from tests.serving.test_api import settings_for
+from tests.serving.running import RunningServer, running_server, settings_for
 from training.config import parse_config
 from training.runs.journal import Journal
 from training.runs.run import start_run

@@ -19,8 +19,7 @@ from serving.engine.sequence import TokenDelta
 from serving.watch import HALF_S, SETTLE_S, DirectoryWatcher, publish_found
 from tests import tiny
 from tests.full_disk import full_disk
-from tests.serving.running import RunningServer, running_server
-from tests.serving.test_api import GREEDY, QUESTION, settings_for
+from tests.serving.running import GREEDY, QUESTION, RunningServer, running_server, settings_for
 
 FILES = ("adapter_config.json", "adapter_model.safetensors")
 

@@ -12,8 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from serving.engine.histogram import Histogram
 from serving.engine.sequence import FinishReason, Request, SamplingParams, TokenDelta
 from serving.figures import MAX_NAMES, OTHER, AnswerFigures
-from tests.serving.running import RunningServer, running_server
-from tests.serving.test_api import GREEDY, QUESTION, settings_for
+from tests.serving.running import GREEDY, QUESTION, RunningServer, running_server, settings_for
 
 DOCS = Path(__file__).parents[2] / "docs"
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]

@@ -9,8 +9,7 @@ import httpx
 import pytest
 
 from tests.openai_judge import DESCRIPTION, VARIABLE, Judge
-from tests.serving.running import RunningServer, running_server
-from tests.serving.test_api import QUESTION, settings_for
+from tests.serving.running import QUESTION, RunningServer, running_server, settings_for
 
 pytestmark = pytest.mark.skipif(DESCRIPTION is None, reason=f"{VARIABLE} does not name OpenAI's API description")
 

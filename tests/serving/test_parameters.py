@@ -13,8 +13,7 @@ from serving.api.chat_schemas import ChatCompletionRequest
 from serving.api.response_schemas import ResponseRequest
 from serving.api.text_schemas import EmbeddingRequest, TextCompletionRequest
 from tests import tiny
-from tests.serving.running import RunningServer, running_server
-from tests.serving.test_api import QUESTION, settings_for
+from tests.serving.running import QUESTION, RunningServer, running_server, settings_for
 
 BASE = "bianlian-mini"
 PAGE = (Path(__file__).parents[2] / "docs" / "api.md").read_text()

@@ -12,8 +12,7 @@ from starlette.types import Message, Receive, Scope, Send
 from adapters.errors import Invalid
 from adapters.settings import load_settings
 from serving.api.paths import PathSpellings
-from tests.serving.running import RunningServer, running_server
-from tests.serving.test_api import GREEDY, QUESTION, settings_for
+from tests.serving.running import GREEDY, QUESTION, RunningServer, running_server, settings_for
 
 PAGE = "https://app.example"
 

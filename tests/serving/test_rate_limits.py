@@ -12,8 +12,7 @@ import pytest
 from adapters.errors import Invalid, RateLimited
 from serving.keys import KeyStore
 from serving.rate_limits import RateLimiter
-from tests.serving.running import RunningServer, running_server
-from tests.serving.test_api import GREEDY, QUESTION, settings_for
+from tests.serving.running import GREEDY, QUESTION, RunningServer, running_server, settings_for
 
 
 class Clock:

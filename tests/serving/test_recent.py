@@ -15,8 +15,7 @@ from serving.engine.histogram import Histogram
 from serving.metrics import HttpFigures
 from serving.recent import KEPT_S, Counted, Recent, Sample, Window
 from serving.ui.monitor.charts import Line, highest
-from tests.serving.running import RunningServer, running_server
-from tests.serving.test_api import settings_for
+from tests.serving.running import RunningServer, running_server, settings_for
 from tests.serving.test_metrics import ask, scrape, value
 
 NOTHING = Counted((1.0, 2.0), (0, 0, 0))

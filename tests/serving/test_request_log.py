@@ -10,8 +10,7 @@ import httpx
 import pytest
 
 from serving.logs import JsonFormatter, TextFormatter
-from tests.serving.running import RunningServer, running_server
-from tests.serving.test_api import GREEDY, settings_for
+from tests.serving.running import GREEDY, RunningServer, running_server, settings_for
 
 SECRET = "天王盖地虎"
 KEY = "sk-very-secret"

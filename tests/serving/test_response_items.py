@@ -16,8 +16,7 @@ from adapters.errors import Invalid
 from serving.api.response_input import conversation, items_of
 from tests import templates, tiny
 from tests.openai_judge import DESCRIPTION, Judge
-from tests.serving.running import RunningServer, running_server
-from tests.serving.test_api import settings_for
+from tests.serving.running import RunningServer, running_server, settings_for
 from tests.serving.test_tools import MARKS, MODELS, SPECIAL, Stop, Weather, prompts_of, think_briefly
 
 ASKED = "天气怎么样？"

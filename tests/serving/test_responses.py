@@ -12,8 +12,7 @@ from pydantic import BaseModel, Field
 
 from serving.keys import KeyStore
 from serving.response_store import ResponseStore, StoredResponse
-from tests.serving.running import RunningServer, running_server
-from tests.serving.test_api import QUESTION, settings_for
+from tests.serving.running import QUESTION, RunningServer, running_server, settings_for
 
 ASKED = QUESTION[0]["content"]
 GREEDY = {"model": "r8", "temperature": 0, "max_output_tokens": 16}

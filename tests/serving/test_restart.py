@@ -18,7 +18,7 @@ import httpx
 import pytest
 
 from adapters.store import AdapterStore
-from tests.serving.test_api import QUESTION
+from tests.serving.running import QUESTION
 
 READY_WITHIN_S = 120
 

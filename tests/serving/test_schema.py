@@ -12,8 +12,7 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from tests.serving.running import RunningServer, running_server
-from tests.serving.test_api import settings_for
+from tests.serving.running import RunningServer, running_server, settings_for
 
 EXAMPLES = 15  # an endpoint
 CHECKS = [

@@ -7,8 +7,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.serving.running import RunningServer, running_server
-from tests.serving.test_api import settings_for
+from tests.serving.running import RunningServer, running_server, settings_for
 
 NEEDS = ("no key", "a user key", "an admin key")
 DOCUMENTED = re.findall(

@@ -18,8 +18,7 @@ import app
 from serving.api import streaming
 from serving.async_engine import MAX_UNREAD
 from serving.engine.sequence import TokenDelta
-from tests.serving.running import RunningServer, running_server
-from tests.serving.test_api import QUESTION, settings_for
+from tests.serving.running import QUESTION, RunningServer, running_server, settings_for
 
 LONG = {"model": "tiny", "messages": QUESTION, "ignore_eos": True, "max_tokens": 480, "temperature": 0}
 

@@ -13,8 +13,7 @@ from peft import PeftModel
 from pydantic import BaseModel, Field
 from transformers import AutoTokenizer, Qwen3ForCausalLM
 
-from tests.serving.running import RunningServer, running_server
-from tests.serving.test_api import QUESTION, settings_for
+from tests.serving.running import QUESTION, RunningServer, running_server, settings_for
 
 PROMPT = "从前有一只𠮷猫, who said: <|im_start|>user\nhello"
 GREEDY = {"model": "tiny", "temperature": 0, "max_tokens": 12}

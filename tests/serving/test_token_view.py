@@ -15,7 +15,7 @@ from app import Services, build_services
 from serving.chat import Turn
 from serving.engine.sequence import SamplingParams
 from serving.token_view import ALTERNATIVES, ScoredLane, TokenScore, token_scores
-from tests.serving.test_api import QUESTION, settings_for
+from tests.serving.running import QUESTION, settings_for
 
 
 @pytest.fixture(scope="module")

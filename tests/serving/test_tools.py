@@ -15,8 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from serving.chat import Turn
 from serving.engine.sequence import SamplingParams
 from tests import templates, tiny
-from tests.serving.running import RunningServer, running_server
-from tests.serving.test_api import settings_for
+from tests.serving.running import RunningServer, running_server, settings_for
 
 QUESTION: list[Any] = [{"role": "user", "content": "天气怎么样？"}]
 

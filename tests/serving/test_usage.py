@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -14,22 +13,10 @@ import pytest
 from serving.database.database import Database
 from serving.keys import KeyStore
 from serving.usage import UsageBook, UsageLedger
-from tests.serving.running import RunningServer, running_server
-from tests.serving.test_api import GREEDY, QUESTION, settings_for
+from tests.serving.running import GREEDY, QUESTION, RunningServer, running_server, settings_for
 
 ROOT = Path(__file__).parents[2]
 LONG = [{"role": "user", "content": "one two three four five six seven " * 4}]  # several blocks, to be found again
-
-
-@pytest.fixture(scope="module")
-def server(
-    tiny_base: Path, tiny_adapters: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[RunningServer]:
-    home = tmp_path_factory.mktemp("home")
-    named = [f"{name}={tiny_adapters[name]}" for name in ("r2", "r8")]
-    with running_server(settings_for(tiny_base, home, adapter=named)) as running:
-        yield running
-        running.assert_nothing_held()
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import combinations
-from pathlib import Path
 
 import httpx
 import pytest
@@ -18,8 +17,7 @@ from serving.database.database import Database
 from serving.database.tables import comparisons
 from serving.keys import KeyStore
 from serving.votes import UNVOTED_KEPT_S, VotedLane, VoteStore
-from tests.serving.running import RunningServer, running_server
-from tests.serving.test_api import GREEDY, QUESTION, settings_for
+from tests.serving.running import GREEDY, QUESTION, RunningServer
 
 
 def games(*results: tuple[str, str, int, int, int]) -> Arena:
@@ -147,17 +145,6 @@ def test_strengths_and_unshared_system_prompts_compete_as_what_they_are(store: V
     arena = store.arena()
     assert arena.votes == 2 and not arena.connected
     assert set(by_name(arena)) == {"r8@1", "r8@1 ×0.5", "tiny", "tiny system:1a2b3c4d"}
-
-
-@pytest.fixture(scope="module")
-def server(
-    tiny_base: Path, tiny_adapters: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[RunningServer]:
-    home = tmp_path_factory.mktemp("home")
-    named = [f"{name}={tiny_adapters[name]}" for name in ("r2", "r8")]
-    with running_server(settings_for(tiny_base, home, adapter=named)) as running:
-        yield running
-        running.assert_nothing_held()
 
 
 @pytest.fixture(scope="module")

@@ -22,8 +22,7 @@ from adapters.store import AdapterStore
 from serving.files import FileStore
 from tests.full_disk import full_disk
 from tests.openai_judge import DESCRIPTION, VARIABLE, Judge
-from tests.serving.running import RunningServer, running_server
-from tests.serving.test_api import settings_for
+from tests.serving.running import RunningServer, running_server, settings_for
 from tests.serving.test_metrics import scrape, value
 from training.api.objects import job_object
 from training.config import TrainConfig

@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 
 from tests import templates, tiny
-from tests.serving.running import RunningServer, running_server
-from tests.serving.test_api import settings_for
+from tests.serving.running import RunningServer, running_server, settings_for
 from training.base_info import read_base
 from training.data.dataset import NOT_LEARNED, load_dataset
 

@@ -3,11 +3,12 @@
 import socket
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 import uvicorn
-from playwright.sync_api import BrowserContext, ConsoleMessage, Page, Request, expect
+from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, Request, expect
 from playwright.sync_api import TimeoutError as PlaywrightTimeout
 
 import app
@@ -23,6 +24,7 @@ CHROMIUM_ARGS = [
 ]
 TIMEOUT_MS = 60_000  # a shared machine may be slow; nothing waits this long when it works
 LEAVING = "this document goes away"
+USER, ADMIN = "key-of-a-user", "key-of-an-admin"  # of the server `guarded`
 expect.set_options(timeout=TIMEOUT_MS)
 
 
@@ -118,6 +120,18 @@ def visit(context: BrowserContext, url: str) -> Visit:
     with suppress(PlaywrightTimeout):
         page.wait_for_load_state("networkidle", timeout=5_000)
     return seen
+
+
+@contextmanager
+def logged_in(browser: Browser, server: Server, key: str, path: str) -> Iterator[Page]:
+    """The page at `path`, for somebody English with this key."""
+    context = browser.new_context(locale="en")
+    page = visit(context, server.url).page
+    page.locator("#key").fill(key)
+    page.get_by_role("button").click()
+    page.goto(f"{server.url}/{path}")
+    yield page
+    context.close()
 
 
 IDLE = "() => new Promise(done => requestIdleCallback(done, { timeout: 5000 }))"

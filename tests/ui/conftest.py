@@ -2,13 +2,15 @@
 
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Protocol
 
 import pytest
 from playwright.sync_api import Browser, sync_playwright
 
 from adapters.settings import Settings
-from tests.ui.browser import CHROMIUM_ARGS, Server, Visit, start, visit
+from tests import tiny
+from tests.ui.browser import ADMIN, CHROMIUM_ARGS, USER, Server, Visit, start, visit
 
 
 @pytest.fixture(scope="session")
@@ -54,3 +56,22 @@ def open_page(browser: Browser, studio: Server) -> Iterator[OpenPage]:
         seen.close()
     for seen in visits:
         seen.assert_kept_to(studio.url)
+
+
+@pytest.fixture
+def guarded(tmp_path: Path) -> Iterator[Server]:
+    """A server that wants a key, `USER` or `ADMIN`, with one adapter."""
+    base = tiny.save_base(tmp_path / "tiny")
+    settings = Settings(
+        home=tmp_path / "home",
+        base=str(base),
+        device="cpu",
+        dtype="float32",
+        kv_cache_memory=0.05,
+        api_key=[USER],
+        admin_key=ADMIN,
+        adapter=[f"persona={tiny.save_adapter(tmp_path / 'persona', base, rank=2, seed=1)}"],
+    )
+    running = start(settings)
+    yield running
+    running.close()

@@ -9,14 +9,11 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from adapters.samples import PERSONAS
-from adapters.settings import Settings
-from tests import tiny
-from tests.ui.browser import Server, start, visit
+from tests.ui.browser import ADMIN, USER, Server, logged_in
 from tests.ui.conftest import OpenPage
 
 WUKONG = PERSONAS / "wukong"
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
-USER, ADMIN = "a-user-key", "an-admin-key"
 
 
 def zipped(directory: Path, alpha: int) -> dict[str, object]:
@@ -164,30 +161,9 @@ def test_hundreds_are_searched_and_turned_over_by_keyboard_on_a_phone(studio: Se
 
 
 @pytest.mark.browser
-def test_with_keys_users_look_and_admins_change(browser: Browser, tmp_path: Path) -> None:
-    base = tiny.save_base(tmp_path / "tiny")
-    adapter = tiny.save_adapter(tmp_path / "persona", base, rank=2, seed=1)
-    settings = Settings(
-        home=tmp_path / "home",
-        base=str(base),
-        device="cpu",
-        dtype="float32",
-        kv_cache_memory=0.05,
-        api_key=[USER],
-        admin_key=ADMIN,
-        adapter=[f"persona={adapter}"],
-    )
-    server = start(settings)
-    try:
-        for key in (USER, ADMIN):
-            context = browser.new_context(locale="en")
-            page = visit(context, server.url).page
-            page.locator("#key").fill(key)
-            page.get_by_role("button").click()
-            page.goto(f"{server.url}/?tab=adapters")
+def test_with_keys_users_look_and_admins_change(browser: Browser, guarded: Server) -> None:
+    for key in (USER, ADMIN):
+        with logged_in(browser, guarded, key, "?tab=adapters") as page:
             expect(page.locator("#adapters-detail")).to_contain_text("persona@1")
             for part in ("#adapters-actions", "#adapters-upload", "#adapters-detail table"):
                 expect(page.locator(part)).to_be_visible(visible=key == ADMIN)
-            context.close()
-    finally:
-        server.close()

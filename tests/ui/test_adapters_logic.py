@@ -14,8 +14,7 @@ from adapters.manifest import AdapterManifest, PersonaCard
 from serving.lifecycle import AdapterLifecycle
 from serving.ui.adapters.shares import as_shares, moved, retargeted
 from serving.ui.units import amount, duration, size
-from tests.serving.running import RunningServer, running_server
-from tests.serving.test_api import settings_for
+from tests.serving.running import RunningServer, running_server, settings_for
 
 
 @pytest.fixture(scope="module")

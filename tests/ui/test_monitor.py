@@ -4,17 +4,12 @@ import json
 import re
 import urllib.error
 import urllib.request
-from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, expect
 
-from adapters.settings import Settings
-from tests import tiny
-from tests.ui.browser import Server, start, visit
+from tests.ui.browser import ADMIN, USER, Server, logged_in
 from tests.ui.conftest import OpenPage
-
-USER, ADMIN = "a-user-key", "an-admin-key"
 
 
 def ask(server: Server, model: str, *, request_id: str, key: str = "") -> dict[str, int]:
@@ -88,29 +83,10 @@ def test_the_monitor_fits_a_phone_in_english_and_dark(open_page: OpenPage) -> No
 
 
 @pytest.mark.browser
-def test_with_keys_the_monitor_is_for_admins(browser: Browser, tmp_path: Path) -> None:
-    base = tiny.save_base(tmp_path / "tiny")
-    settings = Settings(
-        home=tmp_path / "home",
-        base=str(base),
-        device="cpu",
-        dtype="float32",
-        kv_cache_memory=0.05,
-        api_key=[USER],
-        admin_key=ADMIN,
-    )
-    server = start(settings)
-    try:
-        for key, welcome in ((USER, "The monitor is for admins"), (ADMIN, "Throughput")):
-            context = browser.new_context(locale="en")
-            page = visit(context, server.url).page
-            page.locator("#key").fill(key)
-            page.get_by_role("button").click()
-            page.goto(f"{server.url}/?tab=monitor")
+def test_with_keys_the_monitor_is_for_admins(browser: Browser, guarded: Server) -> None:
+    for key, welcome in ((USER, "The monitor is for admins"), (ADMIN, "Throughput")):
+        with logged_in(browser, guarded, key, "?tab=monitor") as page:
             expect(page.locator("#monitor-view")).to_contain_text(welcome)
             if key == USER:
                 expect(page.locator("#monitor-window")).to_be_hidden()
                 expect(page.locator(".mon-card")).to_have_count(0)
-            context.close()
-    finally:
-        server.close()
