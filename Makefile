@@ -5,7 +5,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check clients bench persona browser lock clean
+.PHONY: help demo test check studio clients bench persona browser lock clean
 
 help:            ## this list
 	@grep -E '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -24,6 +24,9 @@ check: .venv/.ready-test    ## linters, types and the fast tests
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pytest -m "not slow and not browser"
+
+studio: .venv/.ready-test browser    ## every tab of the page in a browser: ten minutes beside the twenty of `make test`
+	$(BIN)/pytest -m studio tests/ui
 
 clients: .venv/.ready .venv-clients/.ready    ## other programs' clients against a real server, as in docs/clients.md
 	cd tests/clients && ../../.venv-clients/bin/python -m pytest $(ARGS)

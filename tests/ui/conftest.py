@@ -58,6 +58,18 @@ def open_page(browser: Browser, studio: Server) -> Iterator[OpenPage]:
         seen.assert_kept_to(studio.url)
 
 
+# The whole suite with every tab takes half an hour on two cores. These are in `make test`, all in `make studio`.
+IN_THE_SUITE = {"test_page.py", "test_compare.py", "test_settings.py"}
+IN_A_BROWSER = {"open_page", "browser", "studio"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        of_a_tab = item.path.parent == Path(__file__).parent and item.path.name not in IN_THE_SUITE
+        if of_a_tab and isinstance(item, pytest.Function) and IN_A_BROWSER & set(item.fixturenames):
+            item.add_marker("studio")
+
+
 @pytest.fixture
 def guarded(tmp_path: Path) -> Iterator[Server]:
     """A server that wants a key, `USER` or `ADMIN`, with one adapter."""
