@@ -25,7 +25,7 @@ check: .venv/.ready-test    ## linters, types and the fast tests
 	$(BIN)/mypy
 	$(BIN)/pytest -m "not slow and not browser"
 
-studio: .venv/.ready-test browser    ## every tab of the page in a browser: ten minutes beside the twenty of `make test`
+studio: .venv/.ready-test browser    ## the other tabs of the page in a browser: ten minutes more
 	$(BIN)/pytest -m studio tests/ui
 
 clients: .venv/.ready .venv-clients/.ready    ## other programs' clients against a real server, as in docs/clients.md
