@@ -58,8 +58,8 @@ def open_page(browser: Browser, studio: Server) -> Iterator[OpenPage]:
         seen.assert_kept_to(studio.url)
 
 
-# The whole suite with every tab takes half an hour on two cores. These are in `make test`, all in `make studio`.
-IN_THE_SUITE = {"test_page.py", "test_compare.py", "test_settings.py"}
+# The whole suite with every tab takes half an hour on two cores. These are in `make test`, the others in `make studio`.
+IN_THE_SUITE = {"test_page.py", "test_compare.py"}
 IN_A_BROWSER = {"open_page", "browser", "studio"}
 
 
