@@ -9,6 +9,7 @@ import socket
 import struct
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -425,7 +426,7 @@ def test_unknown_jobs_and_places_are_not_found(
 def test_paused_restarted_killed_and_resumed_it_ends_as_if_nothing_had_happened(
     tiny_base: Path, tmp_path: Path
 ) -> None:
-    """150 steps, a checkpoint every 40. The server goes away twice, the job once by pause and once by kill -9."""
+    """300 steps, a checkpoint every 40. The server goes away twice, the job once by pause and once by kill -9."""
     home = tmp_path / "home"
     settings = settings_for(tiny_base, home)
     with running_server(settings) as server:
@@ -434,21 +435,28 @@ def test_paused_restarted_killed_and_resumed_it_ends_as_if_nothing_had_happened(
         job = client.fine_tuning.jobs.create(
             model="tiny",
             training_file=file_id,
-            hyperparameters={"n_epochs": 25, "batch_size": 4, "learning_rate_multiplier": 0.5},
+            hyperparameters={"n_epochs": 50, "batch_size": 4, "learning_rate_multiplier": 0.5},
             suffix="survivor",
             extra_body={"bianlian": {"save_steps": 40, "val_split": 0.1, "lora_r": 4}},
         )
         client.files.delete(file_id)  # the run has its own
         second = client.fine_tuning.jobs.create(model="tiny", training_file=upload(client, ROWS))
         wait_for(client, job.id, has_reached(5))
+        journal = Journal.open(home / "runs", job.id)
+        first_process = journal.status().process
+        assert first_process is not None
+        os.kill(first_process.pid, signal.SIGSTOP)  # or it might be done before the other's file has been read
         assert client.fine_tuning.jobs.retrieve(job.id).estimated_finish
         assert wait_for(client, second.id, lambda job: job.status != "validating_files").status == "queued"
         assert client.fine_tuning.jobs.cancel(second.id).status == "cancelled"
-        journal = Journal.open(home / "runs", job.id)
-        first_process = journal.status().process
-        paused = client.fine_tuning.jobs.pause(job.id)
+        with ThreadPoolExecutor() as pool:
+            pausing = pool.submit(client.fine_tuning.jobs.pause, job.id)
+            while journal.wish() != "pause":
+                assert not pausing.done(), pausing.result()
+                time.sleep(0.01)
+            os.kill(first_process.pid, signal.SIGCONT)
+            paused = pausing.result()
         assert paused.status == "paused" and paused.estimated_finish is None, paused
-        assert first_process is not None
         while first_process.alive:  # it has said so, and only has to end
             time.sleep(0.05)
     paused_at = journal.status().step
